@@ -1,0 +1,1 @@
+"""What a model file costs on this machine."""

@@ -1,0 +1,65 @@
+"""qwen-edge: small Qwen models on the machine in front of you.
+
+Importing this package loads nothing heavy; each name below is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen_edge.config import LoadConfig as LoadConfig
+    from qwen_edge.config import SamplingConfig as SamplingConfig
+    from qwen_edge.errors import QwenEdgeError as QwenEdgeError
+    from qwen_edge.model import Model as Model
+    from qwen_edge.model import load as load
+    from qwen_edge.session import Session as Session
+    from qwen_edge.types import Chunk as Chunk
+    from qwen_edge.types import GenerationStats as GenerationStats
+    from qwen_edge.types import Message as Message
+    from qwen_edge.types import Reply as Reply
+    from qwen_edge.types import ToolCall as ToolCall
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "Chunk": "types",
+    "GenerationStats": "types",
+    "LoadConfig": "config",
+    "Message": "types",
+    "Model": "model",
+    "QwenEdgeError": "errors",
+    "Reply": "types",
+    "SamplingConfig": "config",
+    "Session": "session",
+    "ToolCall": "types",
+    "load": "model",
+}
+
+__all__ = [
+    "Chunk",
+    "GenerationStats",
+    "LoadConfig",
+    "Message",
+    "Model",
+    "QwenEdgeError",
+    "Reply",
+    "SamplingConfig",
+    "Session",
+    "ToolCall",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'qwen_edge' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"qwen_edge.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,167 @@
+"""What goes in and comes out of a conversation: messages, chunks, replies and their measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+ChunkKind = Literal["text", "thinking", "tool_call"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that the model asks for.
+
+    Attributes:
+        name: Name of the tool, as the model wrote it.
+        arguments: Arguments by name, parsed from JSON.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the call as a JSON-ready dict."""
+        return {"name": self.name, "arguments": self.arguments}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the conversation.
+
+    Attributes:
+        role: Who speaks.
+        content: What is said; for an assistant the answer without its thinking.
+        thinking: The assistant's reasoning, "" when there was none.
+        tool_calls: Calls that the assistant asked for.
+    """
+
+    role: Role
+    content: str
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the dict that chat templates expect (Hugging Face's message format)."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.thinking:
+            message["reasoning_content"] = self.thinking
+        if self.tool_calls:
+            message["tool_calls"] = [{"type": "function", "function": call.to_dict()} for call in self.tool_calls]
+        return message
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Message:
+        """Build a message from the common dict form; tool calls may be nested under "function"."""
+        calls = []
+        for item in data.get("tool_calls") or ():
+            call = item.get("function", item)
+            calls.append(ToolCall(call["name"], dict(call.get("arguments") or {})))
+        return cls(
+            role=data["role"],
+            content=data.get("content") or "",
+            thinking=data.get("reasoning_content") or data.get("thinking") or "",
+            tool_calls=tuple(calls),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One piece of a streamed reply.
+
+    Attributes:
+        kind: "text" and "thinking" carry `text`; "tool_call" carries `tool_call`, once it is complete.
+        text: Whole characters, never part of one.
+        tool_call: The call, for kind "tool_call".
+    """
+
+    kind: ChunkKind
+    text: str = ""
+    tool_call: ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
+    """What one reply cost.
+
+    Attributes:
+        prompt_tokens: Length of the rendered conversation in tokens, cached ones included.
+        cached_tokens: How many of them were already in the KV cache.
+        generated_tokens: Tokens produced, thinking and end token included.
+        thinking_tokens: How many of them were thinking.
+        ttft_s: Seconds from the call to the first sampled token: template, tokenizing, prefill, sampling.
+        prefill_s: Seconds spent evaluating the prompt_tokens - cached_tokens new prompt tokens.
+        decode_s: Seconds from the first sampled token to the last.
+        peak_memory_bytes: Largest resident size of the process so far (getrusage ru_maxrss).
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    thinking_tokens: int
+    ttft_s: float
+    prefill_s: float
+    decode_s: float
+    peak_memory_bytes: int
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """New prompt tokens per second of prefill; 0.0 when all were cached."""
+        new = self.prompt_tokens - self.cached_tokens
+        return new / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Decode steps per second; the first token is prefill's and does not count. 0.0 for one token."""
+        steps = self.generated_tokens - 1
+        return steps / self.decode_s if steps > 0 and self.decode_s > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as a JSON-ready dict."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "generated_tokens": self.generated_tokens,
+            "thinking_tokens": self.thinking_tokens,
+            "ttft_s": round(self.ttft_s, 6),
+            "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 3),
+            "decode_tokens_per_s": round(self.decode_tokens_per_s, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer.
+
+    Attributes:
+        text: The answer, without thinking and without tool-call markup.
+        thinking: The reasoning, "" when there was none.
+        tool_calls: Calls that the model asks for, in order.
+        finish_reason: "stop" (the model ended), "length" (max_tokens or the context), "tool_calls" or "cancelled".
+        stats: What it cost.
+    """
+
+    text: str
+    thinking: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    stats: GenerationStats = field(repr=False)
+
+    @property
+    def message(self) -> Message:
+        """The reply as a message of the conversation."""
+        return Message("assistant", self.text, self.thinking, self.tool_calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reply as a JSON-ready dict."""
+        return {
+            "text": self.text,
+            "thinking": self.thinking,
+            "tool_calls": [call.to_dict() for call in self.tool_calls],
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.to_dict(),
+        }
