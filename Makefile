@@ -1,0 +1,51 @@
+# From a fresh clone, `make demo` and `make test` do everything: create .venv, install, compile llama.cpp, run.
+# Needed: Python 3.11 or newer with venv, a C++ compiler, CMake. Kept to what GNU make 3.81 (macOS) understands.
+
+# The Python that .venv is made with; empty: the newest that fits.
+PYTHON ?=
+# make demo MODEL=path-or-name, make test ARGS="-k session", make bench FILES="a.gguf b.gguf"
+MODEL ?=
+ARGS ?=
+FILES ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.qwen-edge-setup
+
+.PHONY: help setup demo test check bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this CPU
+
+demo: $(STAMP) ## Convert, quantize, chat and measure, end to end (MODEL=path-or-name)
+	@$(BIN)/qwen-edge demo $(if $(MODEL),--model $(MODEL))
+
+test: $(STAMP) ## Run the tests, fast ones first (ARGS="-k session" is passed to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, check the formatting, check the types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy -p qwen_edge
+
+bench: $(STAMP) ## Measure speed and memory of model files (FILES="a.gguf b.gguf")
+	@test -n "$(FILES)" || { echo 'usage: make bench FILES="a.gguf b.gguf"' >&2; exit 2; }
+	@$(BIN)/qwen-edge bench $(FILES)
+
+clean: ## Remove .venv and what tools left here; compiled wheels stay in ~/.cache/qwen-edge/native
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A venv without its activate script was interrupted while it was made (the script is written last).
+$(STAMP): pyproject.toml qwen_edge/native/build.py qwen_edge/native/build_plan.py
+	@python=$$(sh qwen_edge/native/preflight.sh "$(PYTHON)") || exit 1; \
+	if test -f $(BIN)/activate && $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then echo "using $(VENV) as it is" >&2; \
+	else echo "creating $(VENV) with $$python" >&2; rm -rf $(VENV); "$$python" -m venv $(VENV); fi
+	@echo "installing the Python packages" >&2
+	@$(BIN)/python -m pip --disable-pip-version-check --no-input install -qq -e '.[dev]'
+	@$(BIN)/python -m qwen_edge.native.build
+	@touch $@

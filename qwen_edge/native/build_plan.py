@@ -1,0 +1,382 @@
+"""How llama.cpp is to be compiled here: what the CPU and the compiler are, and which flags follow from that.
+
+Nothing is run or written by `plan_build`; `qwen_edge.native.build` carries the plan out. Standard library only: this
+runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen_edge.errors import ConfigError, NativeError
+
+# Environment variables of the user that reach CMake and change what is built.
+HONOURED = ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")
+
+# CMake reads this file right after `project(llama_cpp)` of llama-cpp-python. An option cannot do the first line: the
+# package forces llama.cpp's `common` on, which only the command-line tools and mtmd need. The second line puts the
+# facts of the build inside the wheel, so that they come and go with it.
+# Source: cmake-variables(7), CMAKE_PROJECT_<PROJECT-NAME>_INCLUDE.
+CMAKE_INCLUDE = """\
+set(LLAMA_BUILD_COMMON OFF)
+install(FILES "${QWEN_EDGE_BUILD_FACTS}" DESTINATION "${SKBUILD_PLATLIB_DIR}/llama_cpp")
+"""
+
+# What compilers emit on their own under -march=native, as /proc/cpuinfo spells it (pni is SSE3, abm is LZCNT).
+_X86_CODE_FEATURES = re.compile(
+    r"pni|ssse3|sse\w+|avx\w*|amx_\w+|fma|f16c|bmi[12]|abm|popcnt|movbe|gfni|vaes|vpclmulqdq|cx16|lahf_lm"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """The processor that the library is built for.
+
+    Attributes:
+        architecture: As `uname -m` says it: x86_64, aarch64, arm64.
+        name: For people.
+        features: What a native build depends on, sorted; empty where the system does not tell.
+    """
+
+    architecture: str
+    name: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiler:
+    """The C++ compiler, and the C compiler that belongs to it.
+
+    Attributes:
+        command: What CMake is given as CXX; may hold arguments.
+        c_command: What CMake is given as CC, "" to let it choose.
+        family: "gcc", "clang", "apple-clang" or "unknown".
+        version: Major, minor and so on; empty when the banner does not tell.
+        banner: First line of `--version`.
+    """
+
+    command: str
+    c_command: str = ""
+    family: str
+    version: tuple[int, ...]
+    banner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One reason for some flags.
+
+    Attributes:
+        applies: Whether the flags are wanted for a CPU and a compiler.
+        cmake_args: Arguments of CMake.
+        cxxflags: Flags of the C++ compiler.
+        reason: Shown to the person who waits for the build.
+    """
+
+    applies: Callable[[Cpu, Compiler], bool]
+    cmake_args: tuple[str, ...] = ()
+    cxxflags: tuple[str, ...] = ()
+    reason: str
+
+
+def miscompiles_amx(cpu: Cpu, compiler: Compiler) -> bool:
+    """Return whether this compiler breaks llama.cpp's AMX kernels on this CPU.
+
+    `_tile_loadconfig` of these GCC versions declares that it reads 8 of its 64 bytes. The stores that fill the rest
+    of the tile configuration are then dead to the optimizer, and the first matrix product ends in SIGSEGV.
+
+    Source: amxtileintrin.h of GCC 12.2 against that of 14 (GCC bug 114098, mended in 12.4, 13.3 and 14).
+    """
+    if compiler.family != "gcc" or "amx_tile" not in cpu.features:
+        return False
+    # A GCC of unknown version counts as old: the flags cost nothing measurable, the bug crashes.
+    return compiler.version < (12, 4) or (13,) <= compiler.version < (13, 3)
+
+
+def _always(_cpu: Cpu, _compiler: Compiler) -> bool:
+    return True
+
+
+RULES = (
+    # Said although it is the default: SOURCE_DATE_EPOCH in the environment would turn it off (ggml/CMakeLists.txt).
+    # Without it an ARM build has neither dotprod nor i8mm, and an x86 build stops at AVX2.
+    Rule(
+        applies=_always,
+        cmake_args=("-DGGML_NATIVE=ON",),
+        reason="-DGGML_NATIVE=ON: use every instruction set of this CPU",
+    ),
+    Rule(
+        applies=_always,
+        cmake_args=("-DLLAVA_BUILD=OFF",),
+        reason="-DLLAVA_BUILD=OFF, no llama.cpp tools: images and command-line tools are not used here",
+    ),
+    # llama.cpp installs its libraries a second time, beside the packages: site-packages/lib, site-packages/include.
+    # Sent to the package's own folder they are one copy, and every file of the wheel has an owner.
+    Rule(
+        applies=_always,
+        cmake_args=(
+            "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",
+            "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
+            "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
+        ),
+        reason="-DCMAKE_INSTALL_*DIR=llama_cpp/...: one copy of the libraries instead of two",
+    ),
+    # Thousands of warnings otherwise, from the compiler's own AVX-512 headers too.
+    Rule(
+        applies=_always,
+        cmake_args=("-DLLAMA_ALL_WARNINGS=OFF",),
+        reason="-DLLAMA_ALL_WARNINGS=OFF: a log in which an error is seen",
+    ),
+    Rule(
+        applies=miscompiles_amx,
+        cxxflags=("-fno-tree-dse", "-fno-dse"),
+        reason="-fno-tree-dse -fno-dse: this GCC miscompiles the CPU's AMX kernels (mended in 12.4, 13.3 and 14); "
+        "with these flags AMX works, at full speed",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """Everything that decides what the wheel contains.
+
+    Attributes:
+        version: Version of llama-cpp-python.
+        target: Platform that the wheel runs on, C library included.
+        cpu: Processor that it is built for.
+        compiler: What builds it.
+        cmake_args: Arguments of CMake, the user's last.
+        compile_flags: CFLAGS, CXXFLAGS and LDFLAGS, the user's last; only those that are set.
+        reasons: One line for each decision.
+    """
+
+    version: str
+    target: str
+    cpu: Cpu
+    compiler: Compiler
+    cmake_args: tuple[str, ...]
+    compile_flags: Mapping[str, str]
+    reasons: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of this build in the cache: 16 hex digits, the same for the same wheel."""
+        facts = asdict(self)
+        del facts["reasons"], facts["cpu"]["name"]
+        facts["include"] = CMAKE_INCLUDE
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def build_facts(self) -> dict[str, Any]:
+        """Return what the installed library is to know of its build, JSON-ready."""
+        flags = [f"{name}={value}" for name, value in sorted(self.compile_flags.items())]
+        return {
+            "key": self.key,
+            "version": self.version,
+            "flags": " ".join([*self.cmake_args, *flags]),
+            "compiler": self.compiler.banner,
+            "cpu": self.cpu.name,
+            "cpu_features": list(self.cpu.features),
+            "target": self.target,
+        }
+
+
+def plan_build(
+    cpu: Cpu, compiler: Compiler, env: Mapping[str, str], *, version: str, target: str | None = None
+) -> BuildPlan:
+    """Decide the flags.
+
+    Args:
+        cpu: See `detect_cpu`.
+        compiler: See `detect_compiler`.
+        env: Environment; CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS are appended to what the rules give.
+        version: Version of llama-cpp-python.
+        target: Platform of the wheel; None for this one.
+
+    Raises:
+        ConfigError: The user's CMAKE_ARGS would hide a flag that keeps the library from crashing.
+    """
+    rules = [rule for rule in RULES if rule.applies(cpu, compiler)]
+    cxxflags = [flag for rule in rules for flag in rule.cxxflags]
+    users = {name: env[name].strip() for name in HONOURED if env.get(name, "").strip()}
+    if cxxflags and re.search(r"\bCMAKE_CXX_FLAGS(:\w+)?=", users.get("CMAKE_ARGS", "")):
+        raise ConfigError(
+            f"CMAKE_ARGS sets CMAKE_CXX_FLAGS, which hides {' '.join(cxxflags)}; without those the library crashes "
+            f"on this CPU when built by {compiler.banner}",
+            hint="Put your flags into CXXFLAGS: they are added to the others.",
+        )
+    compile_flags = {name: value for name, value in users.items() if name != "CMAKE_ARGS"}
+    if cxxflags:
+        compile_flags["CXXFLAGS"] = " ".join([*cxxflags, *shlex.split(users.get("CXXFLAGS", ""))])
+    return BuildPlan(
+        version=version,
+        target=target or this_target(),
+        cpu=cpu,
+        compiler=compiler,
+        cmake_args=(
+            *(argument for rule in rules for argument in rule.cmake_args),
+            *shlex.split(users.get("CMAKE_ARGS", "")),
+        ),
+        compile_flags=compile_flags,
+        reasons=(
+            *(rule.reason for rule in rules),
+            *(f"{name}={value}: from your environment" for name, value in users.items()),
+        ),
+    )
+
+
+def this_target() -> str:
+    """Return the platform of this interpreter with its C library: "linux-x86_64-glibc2.36".
+
+    No Python version in it: the package calls the library through ctypes, and its wheel is tagged py3-none.
+    """
+    return "-".join([sysconfig.get_platform(), "".join(platform.libc_ver())]).rstrip("-")
+
+
+def pinned_version() -> str:
+    """Return the version of llama-cpp-python that the extra `llama` asks for; pyproject.toml is the one place.
+
+    Raises:
+        ConfigError: It is not pinned with ==.
+    """
+    project_file = Path(__file__).parents[2] / "pyproject.toml"
+    if project_file.is_file():
+        import tomllib
+
+        project = tomllib.loads(project_file.read_text())["project"]
+        requirements, origin = project["optional-dependencies"]["llama"], str(project_file)
+    else:
+        import importlib.metadata
+
+        requirements, origin = importlib.metadata.requires("qwen-edge") or [], "the metadata of qwen-edge"
+    for requirement in requirements:
+        if found := re.match(r"llama[-_]cpp[-_]python\s*==\s*([\w.]+)", requirement):
+            return found.group(1)
+    raise ConfigError(f"{origin}: the extra 'llama' does not pin llama-cpp-python with ==: {requirements}")
+
+
+def detect_cpu() -> Cpu:
+    """Ask the system what the processor is; never assumes an instruction set."""
+    if sys.platform == "darwin":
+        return parse_sysctl(_output_of(["sysctl", "-a"]), platform.machine())
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        cpuinfo = ""
+    return parse_cpuinfo(cpuinfo, platform.machine())
+
+
+def parse_cpuinfo(text: str, architecture: str) -> Cpu:
+    """Read the text of Linux's /proc/cpuinfo."""
+    # Cores may differ (big.LITTLE), so every value of a field is kept, once, in order.
+    fields: dict[str, dict[str, None]] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), {})[value.strip()] = None
+
+    def values(*names: str) -> list[str]:
+        return [value for name in names for value in fields.get(name, ())]
+
+    features = {feature for line in values("flags", "Features") for feature in line.split()}
+    if "flags" in fields:
+        # The x86 line also lists kernel mitigations; an update of the kernel must not cost a build.
+        features = {feature for feature in features if _X86_CODE_FEATURES.fullmatch(feature)}
+    # -mcpu=native on ARM reads which cores these are.
+    cores = [f"core-{part}" for part in values("CPU part")]
+    names = values("model name", "Model", "Hardware") or cores or [platform.processor() or architecture]
+    return Cpu(architecture=architecture, name=names[0], features=tuple(sorted(features.union(cores))))
+
+
+def parse_sysctl(text: str, architecture: str) -> Cpu:
+    """Read the output of macOS's `sysctl -a`."""
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    name = fields.get("machdep.cpu.brand_string", architecture)
+    arm = {key.removeprefix("hw.optional.") for key, value in fields.items() if _is_arm_feature(key, value)}
+    x86 = " ".join(fields.get(f"machdep.cpu.{part}", "") for part in ("features", "leaf7_features"))
+    return Cpu(
+        architecture=architecture, name=name, features=tuple(sorted({*arm, *x86.lower().split(), name}))
+    )
+
+
+def _is_arm_feature(key: str, value: str) -> bool:
+    return key.startswith("hw.optional.") and value.strip() == "1"
+
+
+def detect_compiler(env: Mapping[str, str]) -> Compiler:
+    """Find the C++ compiler as CMake does (CXX, else c++, g++, clang++) and ask it who it is.
+
+    Raises:
+        NativeError: There is none, or CXX names one that does not run.
+    """
+    named = env.get("CXX", "").strip()
+    for command in [named] if named else ["c++", "g++", "clang++"]:
+        words = shlex.split(command)
+        if shutil.which(words[0], path=env.get("PATH")):
+            banner = _output_of([*words, "--version"])
+            return parse_compiler(command, banner, c_command=_c_compiler_of(command, env))
+    raise NativeError(
+        f"CXX is {named!r}, which is not found"
+        if named
+        else "no C++ compiler found (looked for c++, g++ and clang++)",
+        hint="make setup names the command that installs one.",
+    )
+
+
+def parse_compiler(command: str, banner: str, *, c_command: str = "") -> Compiler:
+    """Read what `--version` prints."""
+    first_line = banner.strip().partition("\n")[0]
+    if "Apple clang" in first_line or "Apple LLVM" in first_line:
+        family, pattern = "apple-clang", r"version (\d[\d.]*)"
+    elif "clang version" in first_line:
+        family, pattern = "clang", r"clang version (\d[\d.]*)"
+    elif "Free Software Foundation" in banner:
+        # "g++ (Debian 12.2.0-14+deb12u1) 12.2.0": the distributor's own version is in the parentheses.
+        family, pattern = "gcc", r"\) (\d[\d.]*)"
+    else:
+        family, pattern = "unknown", r"(?!)"
+    found = re.search(pattern, first_line)
+    version = tuple(int(part) for part in found.group(1).split(".") if part) if found else ()
+    return Compiler(
+        command=command,
+        c_command=c_command,
+        family=family,
+        version=version,
+        banner=first_line or "unknown compiler",
+    )
+
+
+def _c_compiler_of(command: str, env: Mapping[str, str]) -> str:
+    """Return CC, else the C compiler beside a C++ one: g++-14 -> gcc-14, clang++ -> clang; "" when it is not there."""
+    if env.get("CC", "").strip():
+        return env["CC"].strip()
+    head, name = os.path.split(command)
+    for suffix, c_suffix in (("clang++", "clang"), ("g++", "gcc"), ("c++", "cc")):
+        if suffix in name:
+            sibling = os.path.join(head, name.replace(suffix, c_suffix, 1))  # noqa: PTH118 - a command, not yet a path
+            return sibling if shutil.which(sibling, path=env.get("PATH")) else ""
+    return ""
+
+
+def _output_of(command: list[str]) -> str:
+    """Return what a command prints, in plain English; "" when it fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
