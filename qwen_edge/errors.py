@@ -19,6 +19,7 @@
     │   └── NativeCrashError        the native library died in a child process
     ├── InsufficientMemoryError     the model does not fit in what is free
     ├── ContextOverflowError        more tokens than the context holds
+    ├── CancelledError              a native call stopped by cancel(); ends a reply, never leaves the session
     └── ClosedError                 use of a model or session after close()
 
 Each message says what was asked, what was found and where. `hint` says what to do next; the CLI prints it
@@ -121,3 +122,7 @@ class ContextOverflowError(QwenEdgeError):
 
 class ClosedError(QwenEdgeError):
     """Use of a model or session after close()."""
+
+
+class CancelledError(QwenEdgeError):
+    """A native call was stopped by cancel(). Ends a reply; never leaves the session."""

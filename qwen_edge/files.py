@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import tempfile
@@ -28,7 +29,9 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_parts(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.{os.getpid()}.", suffix=".part", dir=target.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{target.name}.{os.getpid()}.", suffix=".part", dir=target.parent
+    )
     os.close(handle)
     part = Path(name)
     try:
@@ -44,7 +47,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_stale_parts(target: Path) -> None:
-    for part in target.parent.glob(f".{target.name}.*.part"):
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         pid = part.name.removeprefix(f".{target.name}.").split(".")[0]
         if pid.isdigit() and not _is_running(int(pid)):
             part.unlink(missing_ok=True)

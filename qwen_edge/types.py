@@ -50,7 +50,9 @@ class Message:
         if self.thinking:
             message["reasoning_content"] = self.thinking
         if self.tool_calls:
-            message["tool_calls"] = [{"type": "function", "function": call.to_dict()} for call in self.tool_calls]
+            message["tool_calls"] = [
+                {"type": "function", "function": call.to_dict()} for call in self.tool_calls
+            ]
         return message
 
     @classmethod

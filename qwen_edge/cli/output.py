@@ -48,7 +48,14 @@ def stderr_console() -> Console:
 
 def byte_progress() -> Progress:
     """Return a progress display in bytes with speed and time left, on stderr; silent where stderr is no terminal."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),

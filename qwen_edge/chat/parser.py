@@ -1,0 +1,163 @@
+r"""From the raw stream of a reply to text, thinking and tool calls.
+
+::
+
+    raw      <think>\\n  6 + 7 …  \\n</think>\\n\\n  It is 13.  <tool_call>\\n{"name": …}\\n</tool_call>
+    state    └─────── thinking ───────────┘       text        └───────────── tool ────────────┘
+
+Markup may arrive in any pieces; what could be the beginning of a tag is held back until it is decided.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from qwen_edge.types import Chunk, ChunkKind, ToolCall
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
+
+State = Literal["text", "thinking", "tool"]
+
+_LEADS_TO: dict[State, dict[str, State]] = {
+    "text": {THINK_OPEN: "thinking", TOOL_OPEN: "tool"},
+    "thinking": {THINK_CLOSE: "text"},  # a call inside a thought is a thought, not a call
+    "tool": {TOOL_CLOSE: "text"},
+}
+
+
+class ReplyParser:
+    """Splits a streamed reply. Feed it text, then finish(); both return the chunks that became certain."""
+
+    def __init__(self, *, starts_thinking: bool = False) -> None:
+        """Begin a reply.
+
+        Args:
+            starts_thinking: The prompt ended inside `<think>`, so that the reply begins in a thought.
+        """
+        self.state: State = "thinking" if starts_thinking else "text"
+        self._pending = ""
+        self._tool_text = ""
+        self._at_start = True
+        self._newlines = ""
+        self._parts: dict[ChunkKind, list[str]] = {"text": [], "thinking": []}
+        self._calls: list[ToolCall] = []
+
+    @property
+    def text(self) -> str:
+        """The answer so far, without the newlines around it."""
+        return "".join(self._parts["text"])
+
+    @property
+    def thinking(self) -> str:
+        """The reasoning so far."""
+        return "".join(self._parts["thinking"])
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The complete calls so far."""
+        return tuple(self._calls)
+
+    def feed(self, piece: str) -> list[Chunk]:
+        """Take the next piece of the stream."""
+        chunks: list[Chunk] = []
+        self._pending += piece
+        while self._pending:
+            tags = _LEADS_TO[self.state]
+            position, tag = _first_tag(self._pending, tags)
+            if tag:
+                self._take(self._pending[:position], chunks)
+                self._pending = self._pending[position + len(tag) :]
+                self._enter(tags[tag], chunks)
+                continue
+            safe = len(self._pending) - _held_back(self._pending, tags)
+            self._take(self._pending[:safe], chunks)
+            self._pending = self._pending[safe:]
+            break
+        return chunks
+
+    def finish(self) -> list[Chunk]:
+        """End the stream: whatever was held back is what it looks like."""
+        chunks: list[Chunk] = []
+        self._take(self._pending, chunks)
+        self._pending = ""
+        if self.state == "tool":
+            self._end_call(chunks, closed=False)
+            self.state = "text"
+        return chunks
+
+    def _enter(self, state: State, chunks: list[Chunk]) -> None:
+        if self.state == "tool":
+            self._end_call(chunks, closed=True)
+        self.state = state
+        self._at_start, self._newlines = True, ""
+
+    def _take(self, text: str, chunks: list[Chunk]) -> None:
+        if self.state == "tool":
+            self._tool_text += text
+            return
+        # Newlines around a part belong to the markup; at its end they are held until more follows.
+        text = self._newlines + text
+        if self._at_start:
+            text = text.lstrip("\n")
+        body = text.rstrip("\n")
+        self._newlines = text[len(body) :]
+        if not body:
+            return
+        kind: ChunkKind = "thinking" if self.state == "thinking" else "text"
+        if self._at_start and self._parts[kind]:
+            body = "\n" + body  # text after a call, or a second thought, begins on a line of its own
+        self._at_start = False
+        self._parts[kind].append(body)
+        chunks.append(Chunk(kind, body))
+
+    def _end_call(self, chunks: list[Chunk], *, closed: bool) -> None:
+        raw, self._tool_text = self._tool_text, ""
+        call = parse_tool_call(raw)
+        if call is not None:
+            self._calls.append(call)
+            chunks.append(Chunk("tool_call", tool_call=call))
+            return
+        # Not a call that anyone could make: it is shown as the model wrote it rather than lost.
+        self.state = "text"
+        self._at_start, self._newlines = True, ""
+        self._take(TOOL_OPEN + raw + (TOOL_CLOSE if closed else ""), chunks)
+
+
+def parse_tool_call(raw: str) -> ToolCall | None:
+    """Return the call that `{"name": …, "arguments": {…}}` means, or None when it means none.
+
+    Args:
+        raw: What stood between the tags. Arguments may be an object, a string that holds one, or absent.
+    """
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not data["name"]:
+        return None
+    arguments = data.get("arguments", data.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments) if arguments.strip() else {}
+        except (ValueError, RecursionError):
+            return None
+    if arguments is None:
+        arguments = {}
+    return ToolCall(data["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _first_tag(text: str, tags: dict[str, State]) -> tuple[int, str]:
+    """Return position and tag of the first tag in a text, or (-1, "")."""
+    found = [(text.find(tag), tag) for tag in tags if tag in text]
+    return min(found) if found else (-1, "")
+
+
+def _held_back(text: str, tags: dict[str, State]) -> int:
+    """Return how many characters at the end could be the beginning of a tag."""
+    longest = max(len(tag) for tag in tags) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(tag.startswith(text[-length:]) for tag in tags):
+            return length
+    return 0

@@ -1,0 +1,111 @@
+"""Settings: frozen, keyword-only, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qwen_edge.errors import ConfigError
+
+LoadMode = Literal["read", "mmap"]
+KVType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+Switch = Literal["on", "off"]
+
+DEFAULT_N_CTX = 4096
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} must be between {low:g} and {high:g} (not {value!r})")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)} (not {value!r})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadConfig:
+    """How a model is loaded and how large its contexts are.
+
+    Attributes:
+        n_ctx: Tokens a session can hold, prompt and replies together. The KV cache is allocated for all of them
+            (112 KiB a token for Qwen3-0.6B in F16), so the model's own limit is not the default.
+        n_threads: CPU threads; None takes the physical cores this process may use.
+        n_batch: Tokens evaluated in one native call while prefilling. A call cannot be interrupted: smaller
+            answers Ctrl-C sooner, larger uses the matrix kernels better.
+        flash_attention: "off" decodes faster on CPU as the context grows, "on" prefills faster and needs less memory
+            for long prompts.
+        kv_type: Type of the KV cache. A quantized one needs flash attention.
+        load_mode: "read" copies the weights into memory once. "mmap" shares pages between processes and starts faster,
+            but holds weights twice that the CPU kernels repack.
+        safe_kernels: True keeps to the plain kernels (no repacking, no AMX); None decides by probing the native
+            library once per machine in a child process.
+    """
+
+    n_ctx: int = DEFAULT_N_CTX
+    n_threads: int | None = None
+    n_batch: int = 512
+    flash_attention: Switch = "off"
+    kv_type: KVType = "f16"
+    load_mode: LoadMode = "read"
+    safe_kernels: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
+        _check_range("n_batch", self.n_batch, 1, 8192)
+        if self.n_threads is not None:
+            _check_range("n_threads", self.n_threads, 1, 1024)
+        _check_choice("flash_attention", self.flash_attention, ("on", "off"))
+        _check_choice("load_mode", self.load_mode, ("read", "mmap"))
+        _check_choice("kv_type", self.kv_type, ("f16", "bf16", "f32", "q8_0", "q4_0"))
+        if self.kv_type in ("q8_0", "q4_0") and self.flash_attention == "off":
+            raise ConfigError(
+                f"kv_type {self.kv_type!r} needs flash attention", hint='Add flash_attention="on".'
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How the next token is chosen.
+
+    Applied in this order: penalties, top_k, top_p, min_p, temperature, draw.
+
+    Attributes:
+        temperature: 0 takes the most likely token and ignores the rest.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the most likely tokens that together reach this probability.
+        min_p: Drop tokens below this share of the most likely one's probability.
+        presence_penalty: Subtracted from the logit of each token already generated in this reply.
+        repetition_penalty: Divides positive logits of such tokens, multiplies negative ones.
+        penalty_last_n: How many of the last generated tokens the penalties look at.
+        seed: For the draw; None takes a fresh one.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 20
+    top_p: float = 0.8
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    penalty_last_n: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0.0, 10.0)
+        _check_range("top_k", self.top_k, 0, 1 << 20)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("presence_penalty", self.presence_penalty, -10.0, 10.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
+        _check_range("penalty_last_n", self.penalty_last_n, 0, 1 << 20)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, 0xFFFFFFFE)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether any penalty changes a logit."""
+        return self.penalty_last_n > 0 and (self.presence_penalty != 0.0 or self.repetition_penalty != 1.0)
+
+
+GREEDY = SamplingConfig(temperature=0.0)

@@ -1,0 +1,150 @@
+"""The seam: what the session needs of an engine, and nothing else.
+
+::
+
+    Engine            weights and vocabulary
+      └── Context     one KV cache: append tokens, rewind, sample from the last token's logits
+
+`engines/fake.py` implements it in a page and is public, for tests of everything above.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.config import SamplingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """Facts of a loaded model.
+
+    Attributes:
+        path: The file, or None for an engine without one.
+        engine: Name of the engine: "llama.cpp", "fake".
+        architecture: As the file says: "qwen3", "qwen2".
+        name: The file's name for the model, "" when it has none.
+        chat_template: Jinja source, "" when the file has none.
+        special_texts: Values of bos_token and eos_token for the template.
+        n_vocab: Rows of the embedding, which is the length of the logits.
+        n_params: Weights.
+        n_ctx_train: Context the model was trained for, in tokens.
+        weights_bytes: Bytes of all tensors.
+        settings: What the engine runs with: threads, n_ctx, flash_attention and so on, JSON-ready.
+    """
+
+    path: Path | None
+    engine: str
+    architecture: str
+    name: str
+    chat_template: str
+    special_texts: dict[str, str]
+    n_vocab: int
+    n_params: int
+    n_ctx_train: int
+    weights_bytes: int
+    settings: dict[str, Any]
+
+
+class Context(ABC):
+    """One KV cache and the means to extend it. One thread at a time; calls wait for the one in flight."""
+
+    n_ctx: int
+    """Tokens it can hold."""
+    n_batch: int
+    """Most tokens that one append() takes."""
+
+    @property
+    @abstractmethod
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+
+    @abstractmethod
+    def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
+        """Evaluate 1 to n_batch tokens behind those in the cache.
+
+        Args:
+            tokens: Token ids.
+            wants_logits: Whether the last one's logits will be sampled from.
+
+        Raises:
+            ContextOverflowError: They do not fit.
+            CancelledError: cancel() was called. The cache is as before the call, as with any error.
+        """
+
+    @abstractmethod
+    def rewind(self, n_tokens: int) -> None:
+        """Keep the first n_tokens of the cache; a memory that cannot be cut is emptied (see n_past)."""
+
+    @abstractmethod
+    def start_sampling(self, config: SamplingConfig) -> None:
+        """Begin a reply: the penalties' memory is empty, the random generator is seeded."""
+
+    @abstractmethod
+    def sample(self) -> int:
+        """Return the next token, drawn from the logits of the last appended token."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Make the append() in flight, and later ones, raise CancelledError. Callable from any thread."""
+
+    @abstractmethod
+    def clear_cancel(self) -> None:
+        """Forget an earlier cancel()."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free it, after the call in flight. Any number of times."""
+
+
+class Engine(ABC):
+    """Weights and vocabulary of one model."""
+
+    info: ModelInfo
+
+    @abstractmethod
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Return the token ids of a text, without BOS or EOS.
+
+        Args:
+            text: Any text.
+            parse_special: Read `<|im_start|>` and the like as the tokens they name.
+        """
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token, which may end inside a UTF-8 character; b"" for control tokens."""
+
+    @abstractmethod
+    def is_end(self, token: int) -> bool:
+        """Return whether a token ends the reply."""
+
+    @abstractmethod
+    def new_context(self) -> Context:
+        """Allocate a KV cache of the loaded n_ctx.
+
+        Raises:
+            NativeError: The engine refuses; most often memory.
+        """
+
+    @abstractmethod
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits after each token of a sequence that starts on an empty cache.
+
+        Returns:
+            float32 [len(tokens), n_vocab]; row i predicts token i + 1.
+
+        Raises:
+            ContextOverflowError: More tokens than n_ctx.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free contexts, then weights. Any number of times."""

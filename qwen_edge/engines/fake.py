@@ -1,0 +1,198 @@
+"""An engine without a model: says what it is told to, in milliseconds. For tests of code built on qwen-edge.
+
+Tokens are the bytes of the text; Qwen's markers are one token each, as in the real vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.config import LoadConfig, SamplingConfig
+from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError
+
+MARKERS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+_FIRST_MARKER = 256
+_CONTROL = 3  # the first three print as nothing
+
+# The least template with Qwen3's switches: tools, thinking, tool results; thoughts of earlier turns are dropped.
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+Script = Callable[[str], str]
+
+
+class FakeContext(Context):
+    """A list of tokens in place of a KV cache."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.n_ctx = engine.config.n_ctx
+        self.n_batch = min(engine.config.n_batch, self.n_ctx)
+        self._tokens: list[int] = []
+        self._planned: list[int] | None = None
+        self._cancelled = False
+        self._closed = False
+        self.evaluated_tokens = 0
+        self.sampling: SamplingConfig | None = None
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+        return len(self._tokens)
+
+    def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
+        """See Context.append."""
+        assert 0 < len(tokens) <= self.n_batch, "Bug: batch size"
+        if self._closed:
+            raise ClosedError("the context is closed")
+        if self._cancelled:
+            raise CancelledError("cancelled")
+        if self.n_past + len(tokens) > self.n_ctx:
+            raise ContextOverflowError(f"{self.n_past} + {len(tokens)} tokens do not fit in {self.n_ctx}")
+        self._engine.on_append(tokens)
+        self._tokens += tokens
+        self.evaluated_tokens += len(tokens)
+
+    def rewind(self, n_tokens: int) -> None:
+        """See Context.rewind."""
+        del self._tokens[n_tokens:]
+
+    def start_sampling(self, config: SamplingConfig) -> None:
+        """See Context.start_sampling."""
+        self.sampling = config
+        self._planned = None
+
+    def sample(self) -> int:
+        """See Context.sample: the script is asked at the first token of a reply."""
+        if self._planned is None:
+            prompt = self._engine.text(self._tokens)
+            self._planned = [*self._engine.tokenize(self._engine.script(prompt)), self._engine.end_token]
+        return self._planned.pop(0) if self._planned else self._engine.end_token
+
+    def cancel(self) -> None:
+        """See Context.cancel."""
+        self._cancelled = True
+
+    def clear_cancel(self) -> None:
+        """See Context.clear_cancel."""
+        self._cancelled = False
+
+    def close(self) -> None:
+        """See Context.close."""
+        self._closed = True
+
+
+class FakeEngine(Engine):
+    """Answers with what `script(rendered prompt)` returns."""
+
+    def __init__(
+        self,
+        script: Script | str,
+        *,
+        config: LoadConfig | None = None,
+        chat_template: str = TEMPLATE,
+        on_append: Callable[[Sequence[int]], Any] = lambda tokens: None,
+    ) -> None:
+        """Make one.
+
+        Args:
+            script: The raw reply, markers included, or a function from the rendered prompt to it.
+            config: n_ctx and n_batch are used.
+            chat_template: Jinja source.
+            on_append: Called before each evaluation with its tokens; may raise, to test faults.
+        """
+        self.script: Script = (lambda _: script) if isinstance(script, str) else script
+        self.config = config or LoadConfig()
+        self.on_append = on_append
+        self.contexts: list[FakeContext] = []
+        self.end_token = _FIRST_MARKER + MARKERS.index("<|im_end|>")
+        self.info = ModelInfo(
+            path=None,
+            engine="fake",
+            architecture="fake",
+            name="fake",
+            chat_template=chat_template,
+            special_texts={"eos_token": "<|im_end|>"},
+            n_vocab=_FIRST_MARKER + len(MARKERS),
+            n_params=0,
+            n_ctx_train=self.config.n_ctx,
+            weights_bytes=0,
+            settings={"n_ctx": self.config.n_ctx},
+        )
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """See Engine.tokenize."""
+        tokens: list[int] = []
+        i = 0
+        while i < len(text):
+            marker = next((m for m in MARKERS if parse_special and text.startswith(m, i)), None)
+            tokens += (
+                [_FIRST_MARKER + MARKERS.index(marker)]
+                if marker
+                else text[i].encode("utf-8", "surrogatepass")
+            )
+            i += len(marker) if marker else 1
+        return tokens
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, markers included."""
+        data = b"".join(
+            MARKERS[t - _FIRST_MARKER].encode() if t >= _FIRST_MARKER else bytes([t]) for t in tokens
+        )
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Engine.token_bytes."""
+        if token < _FIRST_MARKER:
+            return bytes([token])
+        index = token - _FIRST_MARKER
+        return b"" if index < _CONTROL else MARKERS[index].encode()
+
+    def is_end(self, token: int) -> bool:
+        """See Engine.is_end."""
+        return token in (self.end_token, _FIRST_MARKER)
+
+    def new_context(self) -> FakeContext:
+        """See Engine.new_context."""
+        context = FakeContext(self)
+        self.contexts.append(context)
+        return context
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See Engine.score: every token is equally likely."""
+        return np.zeros((len(tokens), self.info.n_vocab), dtype=np.float32)
+
+    def close(self) -> None:
+        """See Engine.close."""
+        for context in self.contexts:
+            context.close()

@@ -1,0 +1,418 @@
+"""Owners of llama.cpp's objects: Model, Context, Sampler.
+
+Lifetime: a context and a sampler hold their model strongly; a model knows its contexts weakly and frees them before
+itself. `close()` may be called any number of times, waits for the call in flight, and later use is a ClosedError.
+Each native object is freed exactly once: by close(), else when its owner is collected, else at exit, children first
+(weakref.finalize runs in reverse order of creation).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.config import LoadConfig, SamplingConfig
+from qwen_edge.errors import (
+    CancelledError,
+    ClosedError,
+    ContextOverflowError,
+    GGUFError,
+    ModelNotFoundError,
+    NativeError,
+)
+from qwen_edge.native import library
+from qwen_edge.quant_types import TENSOR_TYPES
+
+_GGUF_MAGIC = b"GGUF"
+
+# Source: include/llama.h.
+_LOAD_MODES = {"read": 0, "mmap": 1}
+_FLASH_ATTENTION = {"off": 0, "on": 1}
+_RANDOM_SEED = 0xFFFFFFFF
+
+
+def check_is_gguf(path: Path) -> None:
+    """Check that a path is a readable GGUF file, as far as its first bytes tell.
+
+    Raises:
+        ModelNotFoundError: Nothing is there, or it is a folder.
+        GGUFError: It does not begin as a GGUF file.
+    """
+    if path.is_dir():
+        raise ModelNotFoundError(
+            f"{path} is a folder, not a GGUF file",
+            hint=f"If it is a checkpoint, convert it first: qwen-edge convert {path} -o model.gguf",
+        )
+    if not path.exists():
+        raise ModelNotFoundError(
+            f"no file {path}", hint="Check the path, or make the file with: qwen-edge convert"
+        )
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != _GGUF_MAGIC:
+        raise GGUFError(
+            f"{path} is no GGUF file: it begins with {magic!r}, not {_GGUF_MAGIC!r}",
+            hint="A checkpoint (safetensors) is made one by: qwen-edge convert",
+        )
+
+
+class NativeModel:
+    """Weights and vocabulary of one GGUF file in memory."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, load_mode: str = "read", safe_kernels: bool = False
+    ) -> None:
+        """Load a file.
+
+        Args:
+            path: A GGUF file; of a split one the first part.
+            load_mode: "read" or "mmap", see LoadConfig.
+            safe_kernels: Keep weights as they are in the file: no repacking, no AMX.
+
+        Raises:
+            ModelNotFoundError: No such file.
+            GGUFError: The file is damaged, truncated, or of an architecture llama.cpp does not know.
+        """
+        self.path = Path(path)
+        check_is_gguf(self.path)
+        self._api = api = library.api()
+        self._contexts: weakref.WeakSet[NativeContext] = weakref.WeakSet()
+        params = api.llama_model_default_params()
+        params.load_mode = _LOAD_MODES[load_mode]
+        params.n_gpu_layers = 0
+        params.use_extra_bufts = not safe_kernels
+        library.clear_log()
+        self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._handle:
+            raise GGUFError(
+                f"llama.cpp cannot load {self.path}: {library.last_errors() or 'no reason given'}",
+                hint="A download that was cut off is the usual cause; fetch or convert the file again.",
+            )
+        self._vocab = api.llama_model_get_vocab(self._handle)
+        self._free = weakref.finalize(self, api.llama_model_free, self._handle)
+
+    @property
+    def handle(self) -> Any:
+        """The native pointer.
+
+        Raises:
+            ClosedError: After close().
+        """
+        if not self._free.alive:
+            raise ClosedError(f"the model {self.path.name} is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Free the contexts, then the weights."""
+        for context in list(self._contexts):
+            context.close()
+        self._free()
+
+    # Facts of the file
+
+    def metadata(self, key: str) -> str | None:
+        """Return one metadata value as text, or None when the file has no such key."""
+        size = self._api.llama_model_meta_val_str(self.handle, key.encode(), None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        self._api.llama_model_meta_val_str(self.handle, key.encode(), buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the embedding."""
+        return int(self._api.llama_vocab_n_tokens(self._vocab)) if self.handle else 0
+
+    @property
+    def n_params(self) -> int:
+        """Weights in the file."""
+        return int(self._api.llama_model_n_params(self.handle))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._api.llama_model_size(self.handle))
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Context the model was trained for, in tokens."""
+        return int(self._api.llama_model_n_ctx_train(self.handle))
+
+    # Vocabulary
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """Return the token ids of a text; no BOS or EOS is added.
+
+        Args:
+            text: Any text.
+            parse_special: Read `<|im_start|>` and the like as the special tokens they name.
+        """
+        data = text.encode("utf-8", "surrogatepass")
+        capacity = len(data) + 8
+        while True:
+            buffer = (self._api.llama_token * capacity)()
+            count = self._api.llama_tokenize(
+                self._vocab_checked(), data, len(data), buffer, capacity, False, parse_special
+            )
+            if count >= 0:
+                return list(buffer[:count])
+            capacity = -count
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes a token stands for; a control token stands for none."""
+        buffer = ctypes.create_string_buffer(256)
+        size = self._api.llama_token_to_piece(self._vocab_checked(), token, buffer, len(buffer), 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._api.llama_token_to_piece(self._vocab_checked(), token, buffer, len(buffer), 0, False)
+        return buffer.raw[:size]
+
+    def token_text(self, role: str) -> str | None:
+        """Return the text of the "bos" or "eos" token as the vocabulary spells it, or None without one."""
+        token = getattr(self._api, f"llama_vocab_{role}")(self._vocab_checked())
+        if token < 0:
+            return None
+        text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
+        return text.decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Return whether a token ends the reply (EOS, end of turn)."""
+        return bool(self._api.llama_vocab_is_eog(self._vocab_checked(), token))
+
+    def _vocab_checked(self) -> Any:
+        assert self.handle, "Bug: handle raises when closed"
+        return self._vocab
+
+
+class NativeContext:
+    """A KV cache for one conversation, and the compute buffers to extend it.
+
+    Not for two threads at once: each call waits for the one in flight.
+    """
+
+    def __init__(
+        self, model: NativeModel, config: LoadConfig, n_threads: int, *, logits_for_all: bool = False
+    ) -> None:
+        """Allocate a context.
+
+        Args:
+            model: Owner of the weights; must be open.
+            config: n_ctx, n_batch, flash_attention and kv_type are used.
+            n_threads: CPU threads.
+            logits_for_all: Keep the logits of every token of a call, not of the last one (n_batch * n_vocab * 4 bytes).
+
+        Raises:
+            NativeError: llama.cpp refuses; most often memory.
+        """
+        self.model = model
+        self._api = api = model._api
+        self._lock = threading.RLock()
+        self._logits_for_all = logits_for_all
+        n_batch = min(config.n_batch, config.n_ctx)
+        params = api.llama_context_default_params()
+        params.n_ctx = config.n_ctx
+        params.n_batch = params.n_ubatch = n_batch
+        params.n_seq_max = 1
+        # Without this the compute buffer is sized for the logits of a whole batch.
+        params.n_outputs_max = n_batch if logits_for_all else 1
+        params.n_threads = params.n_threads_batch = n_threads
+        params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
+        params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
+        params.offload_kqv = params.op_offload = False
+        params.no_perf = True
+        # The flag's bytes are "" or "\1": see cancel().
+        self._cancel_flag = ctypes.create_string_buffer(64)
+        params.abort_callback = ctypes.cast(_libc_strlen(), api.ggml_abort_callback)
+        params.abort_callback_data = ctypes.cast(self._cancel_flag, ctypes.c_void_p)
+        library.clear_log()
+        self._handle = api.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise NativeError(
+                f"llama.cpp cannot make a context of {config.n_ctx} tokens: {library.last_errors() or 'no reason given'}",
+                hint="A smaller n_ctx needs less memory.",
+            )
+        self.n_ctx = int(api.llama_n_ctx(self._handle))
+        self.n_batch = n_batch
+        self.n_past = 0
+        self._memory = api.llama_get_memory(self._handle)
+        self._batch = api.llama_batch_init(n_batch, 0, 1)
+        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=(n_batch,))
+        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape=(n_batch,))
+        self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=(n_batch,))
+        for i in range(n_batch):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+        self._free = weakref.finalize(self, _free_context, api, self._handle, self._batch)
+        model._contexts.add(self)
+
+    @property
+    def handle(self) -> Any:
+        """The native pointer.
+
+        Raises:
+            ClosedError: After close().
+        """
+        if not self._free.alive:
+            raise ClosedError("the session's context is closed")
+        return self._handle
+
+    def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
+        """Evaluate tokens behind those in the cache, in one native call.
+
+        Args:
+            tokens: At most n_batch token ids.
+            wants_logits: Whether the last token's logits will be read or sampled from.
+
+        Raises:
+            ContextOverflowError: They do not fit in the context.
+            CancelledError: cancel() was called; the cache is as before the call.
+            NativeError: llama.cpp failed; the cache is as before the call.
+            ClosedError: After close().
+        """
+        count = len(tokens)
+        assert 0 < count <= self.n_batch, f"Bug: {count} tokens for a batch of {self.n_batch}"
+        if self.n_past + count > self.n_ctx:
+            raise ContextOverflowError(
+                f"{self.n_past} + {count} tokens do not fit in a context of {self.n_ctx}",
+                hint=f"Load with a larger n_ctx (at least {self.n_past + count}) or shorten the conversation.",
+            )
+        with self._lock:
+            handle = self.handle
+            self._tokens[:count] = tokens
+            self._positions[:count] = np.arange(self.n_past, self.n_past + count, dtype=np.int32)
+            self._wants_logits[:count] = 1 if self._logits_for_all else 0
+            self._wants_logits[count - 1] = 1 if wants_logits else 0
+            self._batch.n_tokens = count
+            code = self._api.llama_decode(handle, self._batch)
+            if code != 0:
+                self._api.llama_memory_seq_rm(self._memory, 0, self.n_past, -1)
+                # Source: include/llama.h, llama_decode: 2 is "aborted".
+                if code == 2 and self.is_cancelled:
+                    raise CancelledError("cancelled during evaluation")
+                raise NativeError(
+                    f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
+                )
+            self.n_past += count
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all but the first n_tokens of the cache."""
+        assert 0 <= n_tokens <= self.n_past, f"Bug: rewind to {n_tokens} of {self.n_past}"
+        with self._lock:
+            assert self.handle, "Bug: handle raises when closed"
+            # Asked even when n_past is already there: a call that Ctrl-C interrupted may have left more behind.
+            if not self._api.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+                # Recurrent and sliding-window memories cannot be cut: start over.
+                self._api.llama_memory_clear(self._memory, False)
+                n_tokens = 0
+            self.n_past = n_tokens
+
+    def logits(self, count: int = 1) -> NDArray[np.float32]:
+        """Return a copy of the logits of the last call.
+
+        Args:
+            count: Rows, counted from the first token of the call; more than 1 needs logits_for_all.
+
+        Returns:
+            float32 [count, n_vocab].
+        """
+        with self._lock:
+            pointer = self._api.llama_get_logits(self.handle)
+            view: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(count, self.model.n_vocab))
+            return view.copy()
+
+    def cancel(self) -> None:
+        """Make the native call in flight return at its next graph node. Callable from any thread."""
+        self._cancel_flag[0] = b"\x01"
+
+    def clear_cancel(self) -> None:
+        """Forget an earlier cancel()."""
+        self._cancel_flag[0] = b"\x00"
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancel() was called since the last clear_cancel()."""
+        return bool(self._cancel_flag[0] != b"\x00")
+
+    def close(self) -> None:
+        """Free the context, after the call in flight has returned."""
+        with self._lock:
+            self._free()
+
+
+def _free_context(api: Any, handle: Any, batch: Any) -> None:
+    api.llama_batch_free(batch)
+    api.llama_free(handle)
+
+
+def _libc_strlen() -> Any:
+    """Return libc's strlen, which serves as llama.cpp's abort callback.
+
+    llama.cpp asks `bool callback(void * data)` at every graph node. A Python function would take the interpreter
+    lock a thousand times a token. strlen(data) is 0 (go on) for an empty buffer and 1 (abort) once cancel() has put
+    a byte in, without touching Python.
+    """
+    return ctypes.CDLL(None).strlen
+
+
+class NativeSampler:
+    """A native sampler chain for one reply."""
+
+    def __init__(self, model: NativeModel, config: SamplingConfig) -> None:
+        """Build the chain: penalties, top-k, top-p, min-p, temperature, draw; greedy at temperature 0."""
+        self._api = api = model._api
+        self._model = model
+        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        self._free = weakref.finalize(self, api.llama_sampler_free, self._chain)
+        if config.has_penalties:
+            self._add_penalties(config)
+        if config.temperature == 0.0:
+            self._add(api.llama_sampler_init_greedy())
+            return
+        if config.top_k > 0:
+            self._add(api.llama_sampler_init_top_k(config.top_k))
+        if config.top_p < 1.0:
+            self._add(api.llama_sampler_init_top_p(config.top_p, 1))
+        if config.min_p > 0.0:
+            self._add(api.llama_sampler_init_min_p(config.min_p, 1))
+        self._add(api.llama_sampler_init_temp(config.temperature))
+        self._add(api.llama_sampler_init_dist(_RANDOM_SEED if config.seed is None else config.seed))
+
+    def _add_penalties(self, config: SamplingConfig) -> None:
+        keep = 1 if config.temperature == 0.0 else config.top_k
+        only_lowers = config.presence_penalty >= 0.0 and config.repetition_penalty >= 1.0
+        if keep > 0 and only_lowers:
+            # A penalty that only lowers logits cannot lift a token past this cut, at most penalty_last_n tokens
+            # are lowered, so the k best afterwards are among the k + n best before: same result, without a walk
+            # over the whole vocabulary.
+            self._add(self._api.llama_sampler_init_top_k(keep + config.penalty_last_n))
+        self._add(
+            self._api.llama_sampler_init_penalties(
+                self._model.n_vocab,
+                config.penalty_last_n,
+                config.repetition_penalty,
+                0.0,
+                config.presence_penalty,
+            )
+        )
+
+    def _add(self, sampler: Any) -> None:
+        self._api.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, context: NativeContext) -> int:
+        """Return the next token, drawn from the logits of the context's last token, and remember it."""
+        assert self._free.alive, "Bug: sampler used after close"
+        with context._lock:
+            return int(self._api.llama_sampler_sample(self._chain, context.handle, -1))
+
+    def close(self) -> None:
+        """Free the chain."""
+        self._free()
