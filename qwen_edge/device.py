@@ -68,7 +68,8 @@ def peak_memory_bytes() -> int:
     except ImportError:  # Windows
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
+        info: Any = psutil.Process().memory_info()
+        return int(info.peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Source: getrusage(2): kilobytes on Linux, bytes on macOS.
     return peak if sys.platform == "darwin" else peak * 1024

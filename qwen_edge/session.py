@@ -107,9 +107,13 @@ class Session:
             raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
         enable_thinking = self._thinking_switch(thinking)
         if sampling is None:
-            thinks = self._template.thinking is not ThinkingSupport.NEVER and enable_thinking is not False
-            sampling = recommended_sampling(self._engine.info.architecture, thinking=thinks)
+            sampling = self.recommended_sampling(thinking)
         return ReplyStream(self, _as_messages(turn), enable_thinking, max_tokens, sampling)
+
+    def recommended_sampling(self, thinking: Switch | None = None) -> SamplingConfig:
+        """Return the sampling that Qwen recommends for this model and mode; stream()'s default."""
+        thinks = self._template.thinking is not ThinkingSupport.NEVER and thinking != "off"
+        return recommended_sampling(self._engine.info.architecture, thinking=thinks)
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     from qwen_edge.errors import QwenEdgeError
 
+    warnings.showwarning = _show_warning
     try:
         cli.main(args=list(argv) if argv is not None else None, prog_name="qwen-edge", standalone_mode=False)
     except click.exceptions.Exit as exit_request:
@@ -82,6 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(f"error: {error}", err=True)
         return 1
     return 0
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """Print a warning as a line for the person at the terminal; other people's deprecations are dropped."""
+    if not issubclass(category, DeprecationWarning):
+        click.echo(f"warning: {message}", err=True)
 
 
 def run() -> None:

@@ -1,0 +1,74 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from qwen_edge.config import DEFAULT_N_CTX, LoadConfig, SamplingConfig, Switch
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """What the person asked for: how to load, how to answer."""
+
+    load: LoadConfig
+    thinking: Switch | None
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+
+    def sampling(self, recommended: SamplingConfig) -> SamplingConfig:
+        """Return the recommended sampling with what was asked for in its place."""
+        import dataclasses
+
+        asked: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+        return dataclasses.replace(
+            recommended, **{name: value for name, value in asked.items() if value is not None}
+        )
+
+
+_OPTIONS = (
+    click.option("--thinking", type=click.Choice(["on", "off"]), help="Think first, or answer at once. Default: the model's."),
+    click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens, thinking included."),
+    click.option("--n-ctx", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True, help="Context, in tokens."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores."),
+    click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
+                 help="On reads long prompts faster, off answers faster."),
+    click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token. Default: Qwen's advice."),
+    click.option("--top-p", type=click.FloatRange(0, 1), help="Default: Qwen's advice."),
+    click.option("--top-k", type=click.IntRange(min=0), help="Default: Qwen's advice."),
+    click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same answer on one machine and build."),
+)  # fmt: skip
+
+
+def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options above; the command gets them as one parameter, `options`."""
+
+    @functools.wraps(function)
+    def with_options(
+        *args: Any,
+        thinking: Switch | None,
+        max_tokens: int | None,
+        n_ctx: int,
+        threads: int | None,
+        flash_attention: Switch,
+        temperature: float | None,
+        top_p: float | None,
+        top_k: int | None,
+        seed: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        load = LoadConfig(n_ctx=n_ctx, n_threads=threads, flash_attention=flash_attention)
+        options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
+        return function(*args, options=options, **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options

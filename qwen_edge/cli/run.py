@@ -1,0 +1,42 @@
+"""`qwen-edge run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from qwen_edge.cli.options import GenerationOptions, generation_options
+from qwen_edge.cli.output import format_option, print_json
+from qwen_edge.cli.stream import show_stats, show_stream
+
+
+@click.command()
+@click.argument("file")
+@click.argument("prompt")
+@click.option("--system", help="What the model is told before the prompt.")
+@generation_options
+@format_option
+def command(
+    file: str, prompt: str, system: str | None, options: GenerationOptions, output_format: str
+) -> None:
+    """Answer PROMPT with the model in FILE (a GGUF file, or a model's name).
+
+    The answer goes to stdout, thinking and figures to stderr. PROMPT "-" is read from stdin.
+    """
+    from qwen_edge.model import load
+
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    with load(file, options.load) as model, model.session(system=system) as session:
+        sampling = options.sampling(session.recommended_sampling(options.thinking))
+        stream = session.stream(
+            prompt, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling
+        )
+        if output_format == "json":
+            for _ in stream:
+                pass
+            print_json(stream.reply.to_dict())
+        else:
+            show_stream(stream)
+            show_stats(stream.reply)
