@@ -211,7 +211,8 @@ def plan_build(
     rules = [rule for rule in RULES if rule.applies(cpu, compiler)]
     cxxflags = [flag for rule in rules for flag in rule.cxxflags]
     users = {name: env[name].strip() for name in HONOURED if env.get(name, "").strip()}
-    if cxxflags and re.search(r"\bCMAKE_CXX_FLAGS(:\w+)?=", users.get("CMAKE_ARGS", "")):
+    users_args = shlex.split(users.get("CMAKE_ARGS", ""))
+    if cxxflags and any(re.match(r"(-D)?CMAKE_CXX_FLAGS(:\w+)?=", argument) for argument in users_args):
         raise ConfigError(
             f"CMAKE_ARGS sets CMAKE_CXX_FLAGS, which hides {' '.join(cxxflags)}; without those the library crashes "
             f"on this CPU when built by {compiler.banner}",
@@ -227,7 +228,7 @@ def plan_build(
         compiler=compiler,
         cmake_args=(
             *(argument for rule in rules for argument in rule.cmake_args),
-            *shlex.split(users.get("CMAKE_ARGS", "")),
+            *users_args,
         ),
         compile_flags=compile_flags,
         reasons=(

@@ -1,0 +1,22 @@
+"""Every test has caches of its own, and none reaches a hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# huggingface_hub reads these once, at its first import: that may be while tests are collected.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    caches = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches / "xdg"))
+    monkeypatch.setenv("HF_HOME", str(caches / "huggingface"))
+    monkeypatch.setenv("QWEN_EDGE_CACHE", str(caches / "qwen-edge"))
+    monkeypatch.delenv("QWEN_EDGE_DEBUG", raising=False)
+    return caches
