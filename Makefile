@@ -19,6 +19,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this CPU
+	@echo "ready: $(BIN)/qwen-edge --help"
 
 demo: $(STAMP) ## Convert, quantize, chat and measure, end to end (MODEL=path-or-name)
 	@$(BIN)/qwen-edge demo $(if $(MODEL),--model $(MODEL))

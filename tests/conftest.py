@@ -20,3 +20,8 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("QWEN_EDGE_CACHE", str(caches / "qwen-edge"))
     monkeypatch.delenv("QWEN_EDGE_DEBUG", raising=False)
     return caches
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast tests first."""
+    items.sort(key=lambda item: "unit" not in item.path.parts)

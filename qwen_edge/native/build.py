@@ -277,9 +277,12 @@ def _run_logged(command: Sequence[str], env: Mapping[str, str], log: Path) -> No
 
 
 def progress_in(log_text: str) -> str:
-    """Return ": 12 of 83 steps" from the last counter of ninja in a log; "" when there is none yet."""
-    counters = re.findall(r"^\s*\[(\d+)/(\d+)\]", log_text, re.MULTILINE)
-    return ": {} of {} steps".format(*counters[-1]) if counters else ""
+    """Return ": 12 of 83 steps" (ninja) or ": 14%" (make) from the last counter in a log; "" when there is none yet."""
+    counters = re.findall(r"^\s*\[(?:(\d+)/(\d+)|\s*(\d+%))\]", log_text, re.MULTILINE)
+    if not counters:
+        return ""
+    done, steps, percent = counters[-1]
+    return f": {percent}" if percent else f": {done} of {steps} steps"
 
 
 def remedy_for(log_text: str) -> str:

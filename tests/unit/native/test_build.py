@@ -168,9 +168,10 @@ def test_the_second_of_two_builds_waits_and_finds_the_wheel(calls: Path, tmp_pat
     assert len(calls.read_text().splitlines()) == 1
 
 
-def test_progress_is_ninjas_last_counter() -> None:
+def test_progress_is_the_last_counter_of_ninja_or_make() -> None:
     log = "  [1/83] /usr/bin/c++ -c a.cpp\n  note: [9/9]\n  [27/83] /usr/bin/c++ -c b.cpp\n"
     assert build.progress_in(log) == ": 27 of 83 steps"
+    assert build.progress_in("  [  3%] Building C object\n  [ 14%] Building CXX object\n") == ": 14%"
     assert build.progress_in("Preparing metadata") == ""
 
 
