@@ -1,28 +1,19 @@
-"""The conversation: history, KV cache, and the decode loop."""
+"""The conversation: history, template and tools around the decode loop of generation.py."""
 
 from __future__ import annotations
 
-import codecs
-import time
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from qwen_edge import device
 from qwen_edge.catalog import recommended_sampling
-from qwen_edge.chat.parser import ReplyParser
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.config import SamplingConfig, Switch
-from qwen_edge.engines.base import Context, Engine
-from qwen_edge.errors import (
-    CancelledError,
-    ClosedError,
-    ConfigError,
-    ContextOverflowError,
-    QwenEdgeError,
-    UnsupportedError,
-)
-from qwen_edge.types import Chunk, FinishReason, GenerationStats, Message, Reply
+from qwen_edge.engines.base import Engine
+from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
+from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
+from qwen_edge.types import Chunk, Message, Reply
 
 Turn = str | Message | Sequence[Message]
 
@@ -53,8 +44,7 @@ class Session:
         self.messages: list[Message] = [Message("system", system)] if system else []
         self._engine = engine
         self._template = template
-        self._context: Context | None = engine.new_context()
-        self._cached: list[int] = []  # mirrors the tokens in the KV cache
+        self._cache: TokenCache | None = TokenCache(engine.new_context())
         self._on_close = on_close
         self._streaming = False
 
@@ -97,18 +87,101 @@ class Session:
             ConfigError: max_tokens below 1, or another reply is still being streamed.
             ClosedError: After close().
         """
+        if max_tokens is not None and max_tokens < 1:
+            raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
+        enable_thinking = self._thinking_switch(thinking)
+        sampling = sampling or self.recommended_sampling(thinking)
+        self._idle_cache()
+        outcome = Outcome()
+        return ReplyStream(
+            self._turn(_as_messages(turn), enable_thinking, max_tokens, sampling, outcome), outcome
+        )
+
+    def stream_tokens(
+        self, tokens: Sequence[int], *, max_tokens: int, sampling: SamplingConfig, ignore_end: bool = False
+    ) -> ReplyStream:
+        """Continue raw tokens, past the template and the history: for measurements and for completion of text.
+
+        Args:
+            tokens: The whole prompt; what of it is in the KV cache already is not evaluated again.
+            max_tokens: Most tokens to generate.
+            sampling: How tokens are chosen.
+            ignore_end: Go on past end tokens, so that exactly max_tokens are generated.
+
+        Raises:
+            ContextOverflowError: They do not fit. (At the first chunk.)
+            ConfigError: No tokens, max_tokens below 1, or another reply is still being streamed.
+            ClosedError: After close().
+        """
+        if not tokens or max_tokens < 1:
+            raise ConfigError(f"at least one token in and one out (not {len(tokens)} and {max_tokens})")
+        self._idle_cache()
+        outcome = Outcome()
+        request = GenerationRequest(
+            tokens=tokens, sampling=sampling, max_tokens=max_tokens, ignore_end=ignore_end
+        )
+        return ReplyStream(self._continue(request, outcome), outcome)
+
+    def _turn(
+        self,
+        added: list[Message],
+        enable_thinking: bool | None,
+        max_tokens: int | None,
+        sampling: SamplingConfig,
+        outcome: Outcome,
+    ) -> Generator[Chunk, None, None]:
+        """Add a turn to the history and generate its reply; without a token generated the turn is taken back."""
+        meter = Meter()
+        with self._generating() as cache:
+            history_length = len(self.messages)
+            self.messages += added
+            try:
+                prompt = self._template.render(
+                    self.messages, tools=self.tools, enable_thinking=enable_thinking
+                )
+                request = GenerationRequest(
+                    tokens=self._engine.tokenize(prompt),
+                    sampling=sampling,
+                    max_tokens=max_tokens,
+                    starts_thinking=opens_thought(prompt),
+                )
+                yield from generate(self._engine, cache, request, meter, outcome)
+            finally:
+                if outcome.reply is not None and outcome.reply.stats.generated_tokens > 0:
+                    self.messages.append(outcome.reply.message)
+                else:
+                    del self.messages[history_length:]
+
+    def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
+        meter = Meter()
+        with self._generating() as cache:
+            yield from generate(self._engine, cache, request, meter, outcome)
+
+    def _idle_cache(self) -> TokenCache:
+        """Return the cache.
+
+        Raises:
+            ClosedError: After close().
+            ConfigError: A reply is being streamed.
+        """
+        if self._cache is None:
+            raise ClosedError("the session is closed")
         if self._streaming:
             raise ConfigError(
                 "a reply of this session is still being streamed", hint="Finish it or close() it first."
             )
-        if self._context is None:
-            raise ClosedError("the session is closed")
-        if max_tokens is not None and max_tokens < 1:
-            raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
-        enable_thinking = self._thinking_switch(thinking)
-        if sampling is None:
-            sampling = self.recommended_sampling(thinking)
-        return ReplyStream(self, _as_messages(turn), enable_thinking, max_tokens, sampling)
+        return self._cache
+
+    @contextlib.contextmanager
+    def _generating(self) -> Iterator[TokenCache]:
+        """Hold the session for one reply."""
+        cache = self._idle_cache()
+        self._streaming = True
+        try:
+            cache.context.clear_cancel()
+            yield cache
+        finally:
+            self._streaming = False
 
     def recommended_sampling(self, thinking: Switch | None = None) -> SamplingConfig:
         """Return the sampling that Qwen recommends for this model and mode; stream()'s default."""
@@ -117,14 +190,14 @@ class Session:
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""
-        if self._context is not None:
-            self._context.cancel()
+        if self._cache is not None:
+            self._cache.context.cancel()
 
     def close(self) -> None:
         """Free the KV cache, after the call in flight. Any number of times."""
-        context, self._context = self._context, None
-        if context is not None:
-            context.close()
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.context.close()
             self._on_close(self)
 
     def __enter__(self) -> Self:
@@ -159,28 +232,17 @@ class ReplyStream:
     """One answer being generated: iterate for chunks, then read `.reply`.
 
     Ctrl-C, close() and leaving the loop early all end the reply where it is: what was generated stays in the
-    history with finish_reason "cancelled", and the session goes on. An error before the first token takes the turn
-    out of the history again.
+    history with finish_reason "cancelled", and the session goes on. When it ends before the first token, by an
+    error or otherwise, the turn is taken out of the history again.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        added: list[Message],
-        enable_thinking: bool | None,
-        max_tokens: int | None,
-        sampling: SamplingConfig,
-    ) -> None:
-        self._session = session
-        self._added = added
-        self._enable_thinking = enable_thinking
-        self._max_tokens = max_tokens
-        self._sampling = sampling
-        self._reply: Reply | None = None
-        self._chunks: Generator[Chunk, None, None] = self._generate()
+    def __init__(self, chunks: Generator[Chunk, None, None], outcome: Outcome) -> None:
+        # The generator must not refer to this object: leaving a for loop ends it because nothing else holds it.
+        self._chunks = chunks
+        self._outcome = outcome
 
     def __iter__(self) -> Iterator[Chunk]:
-        return self._chunks
+        return self
 
     def __next__(self) -> Chunk:
         return next(self._chunks)
@@ -194,135 +256,11 @@ class ReplyStream:
         """The whole answer.
 
         Raises:
-            ConfigError: The stream is not exhausted yet.
+            ConfigError: The stream has not ended yet.
         """
-        if self._reply is None:
+        if self._outcome.reply is None:
             raise ConfigError("the reply is not complete", hint="Read the stream to its end first.")
-        return self._reply
-
-    def _generate(self) -> Generator[Chunk, None, None]:
-        session, engine = self._session, self._session._engine
-        context = session._context
-        if context is None:
-            raise ClosedError("the session is closed")
-        if session._streaming:
-            raise ConfigError(
-                "a reply of this session is still being streamed", hint="Finish it or close() it first."
-            )
-        session._streaming = True
-        history_length = len(session.messages)
-        session.messages += self._added
-        meter = _Meter()
-        parser: ReplyParser | None = None
-        finish: FinishReason = "cancelled"
-        try:
-            context.clear_cancel()
-            prompt = session._template.render(
-                session.messages, tools=session.tools, enable_thinking=self._enable_thinking
-            )
-            tokens = engine.tokenize(prompt)
-            self._prefill(context, tokens, meter)
-            context.start_sampling(self._sampling)
-            parser = ReplyParser(starts_thinking=opens_thought(prompt))
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            budget = context.n_ctx - context.n_past
-            if self._max_tokens is not None:
-                budget = min(budget, self._max_tokens)
-            while True:
-                token = context.sample()
-                meter.count_token(thinking=parser.state == "thinking")
-                if engine.is_end(token):
-                    finish = "stop"
-                    break
-                yield from parser.feed(decoder.decode(engine.token_bytes(token)))
-                if meter.generated_tokens >= budget:
-                    finish = "length"
-                    break
-                context.append((token,))
-                session._cached.append(token)
-            yield from parser.feed(decoder.decode(b"", final=True))
-            yield from parser.finish()
-            if finish == "stop" and parser.tool_calls:
-                finish = "tool_calls"
-        except CancelledError:
-            finish = "cancelled"
-        except QwenEdgeError:
-            if meter.generated_tokens == 0:
-                del session.messages[history_length:]
-            raise
-        finally:
-            session._streaming = False
-            if parser is None or meter.generated_tokens == 0:
-                del session.messages[history_length:]
-            else:
-                parser.finish()
-                self._reply = Reply(parser.text, parser.thinking, parser.tool_calls, finish, meter.stats())
-                session.messages.append(self._reply.message)
-        if self._reply is None:
-            self._reply = Reply("", "", (), "cancelled", meter.stats())
-
-    def _prefill(self, context: Context, tokens: list[int], meter: _Meter) -> None:
-        """Bring the cache from what it holds to `tokens`, evaluating only what differs."""
-        if len(tokens) >= context.n_ctx:
-            raise ContextOverflowError(
-                f"the conversation is {len(tokens)} tokens long and the context holds {context.n_ctx}",
-                hint=f"Load with n_ctx above {len(tokens)}, or begin a new session.",
-            )
-        session = self._session
-        # The last token is evaluated again in any case: its logits are needed.
-        common = _common_prefix(session._cached, tokens[:-1])
-        context.rewind(common)
-        common = context.n_past  # less, for a memory that cannot be cut
-        del session._cached[common:]
-        meter.start_prefill(prompt_tokens=len(tokens), cached_tokens=common)
-        for start in range(common, len(tokens), context.n_batch):
-            part = tokens[start : start + context.n_batch]
-            context.append(part, wants_logits=start + len(part) == len(tokens))
-            session._cached += part
-        meter.end_prefill()
-
-
-class _Meter:
-    """Clock and counters of one reply."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._prefill_start = self._prefill_end = self._first = self._last = 0.0
-        self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.thinking_tokens = 0
-
-    def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
-        self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
-        self._prefill_start = time.perf_counter()
-
-    def end_prefill(self) -> None:
-        self._prefill_end = time.perf_counter()
-
-    def count_token(self, *, thinking: bool) -> None:
-        self._last = time.perf_counter()
-        if self.generated_tokens == 0:
-            self._first = self._last
-        self.generated_tokens += 1
-        self.thinking_tokens += thinking
-
-    def stats(self) -> GenerationStats:
-        return GenerationStats(
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            generated_tokens=self.generated_tokens,
-            thinking_tokens=self.thinking_tokens,
-            ttft_s=max(0.0, self._first - self._start),
-            prefill_s=max(0.0, self._prefill_end - self._prefill_start),
-            decode_s=self._last - self._first,
-            peak_memory_bytes=device.peak_memory_bytes(),
-        )
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many leading items are equal."""
-    for i, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return i
-    return min(len(a), len(b))
+        return self._outcome.reply
 
 
 def _as_messages(turn: Turn) -> list[Message]:
