@@ -24,7 +24,7 @@ if [ -n "$TERMUX_VERSION" ]; then manager=pkg; fi
 need() {
     missing="$missing
   - $1"
-    packages="$packages $2"
+    packages="$packages${2:+ $2}"
 }
 
 # Debian has one package for each Python, and which of them exist depends on the release.
@@ -91,28 +91,30 @@ fi
 # --- C++ compiler
 
 compiler=
-for candidate in "${CXX:-c++}" ${CXX:+""} ${CXX:-g++ clang++}; do
-    # shellcheck disable=SC2086 # CXX may hold arguments
-    if [ -n "$candidate" ] && command -v ${candidate%% *} >/dev/null 2>&1; then
-        compiler=$candidate
-        break
-    fi
-done
-if [ "$(uname -s)" = Darwin ]; then xcode=1; fi
+looked=${CXX:-c++, g++ and clang++}
+if [ -n "$CXX" ]; then
+    # CXX may hold arguments; the first word is the program.
+    if command -v "${CXX%% *}" >/dev/null 2>&1; then compiler=$CXX; fi
+else
+    for candidate in c++ g++ clang++; do
+        if command -v $candidate >/dev/null 2>&1; then
+            compiler=$candidate
+            break
+        fi
+    done
+fi
+problem=
 if [ -z "$compiler" ]; then
-    looked=${CXX:-c++, g++ and clang++}
     problem="a C++ compiler (looked for $looked)"
-# shellcheck disable=SC2086 # CXX may hold arguments
+# A compiler without its headers, and macOS's stand-in for one that is not installed yet, are found by using them.
 elif ! complaint=$(echo '#include <cstdint>
 int main() { if (int zero = 0; zero) return 1; }' | $compiler -std=c++17 -fsyntax-only -x c++ - 2>&1); then
     problem="a C++17 compiler that works ($compiler says: $(echo "$complaint" | head -n 1))"
-else
-    problem=
-    xcode=
 fi
 if [ -n "$problem" ]; then
-    if [ -n "$xcode" ]; then
-        need "$problem" ""
+    if [ "$(uname -s)" = Darwin ]; then
+        xcode=1
+        need "$problem"
     else
         need "$problem" "$(compiler_package)"
     fi
@@ -133,7 +135,7 @@ if [ "$(id -u)" != 0 ]; then sudo="sudo "; fi
     echo "qwen-edge cannot be set up yet. Missing:$missing"
     echo "Install with:"
     if [ -n "$xcode" ]; then echo "  xcode-select --install"; fi
-    if [ -n "${packages# }" ]; then
+    if [ -n "$packages" ]; then
         case $manager in
             apt-get) echo "  ${sudo}apt-get update && ${sudo}apt-get install -y$packages" ;;
             dnf) echo "  ${sudo}dnf install -y$packages" ;;

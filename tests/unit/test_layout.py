@@ -22,7 +22,7 @@ LAYERS = (
     ("catalog", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
-    ("memory", "prefix_cache", "model", "session"),
+    ("memory", "prefix_cache", "generation", "model", "session"),
     ("tune", "doctor", "server", "cli"),
 )
 CORE = LAYERS[1]
