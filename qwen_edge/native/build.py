@@ -60,6 +60,10 @@ _REMEDIES = (
         "The compiler ran out of memory. Compile one file at a time: CMAKE_BUILD_PARALLEL_LEVEL=1 make setup",
     ),
     (
+        r"unrecognized command-line option|unknown argument",
+        "The compiler refuses a flag. Look at CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS in your environment.",
+    ),
+    (
         r"NewConnectionError|ConnectTimeoutError|NameResolutionError|Temporary failure in name resolution"
         r"|Could not find a version|No matching distribution",
         "The package index did not answer or does not have it. With a connection, run make setup again.",
@@ -269,7 +273,7 @@ def _run_logged(command: Sequence[str], env: Mapping[str, str], log: Path) -> No
     if exit_code == 0:
         return
     text = log.read_text(errors="replace")
-    lines = text.splitlines()[-_LOG_TAIL_LINES:]
+    lines = [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
     say(f"\nlast {len(lines)} lines of the log:")
     for line in lines:
         say(f"  | {line[:300]}")

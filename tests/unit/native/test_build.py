@@ -180,6 +180,7 @@ def test_progress_is_the_last_counter_of_ninja_or_make() -> None:
     [
         ("c++: error: No space left on device", "The disk is full"),
         ("ERROR: No matching distribution found for llama-cpp-python==9", "The package index did not answer"),
+        ("c++: error: unrecognized command-line option '-fno'", "Look at CMAKE_ARGS, CFLAGS"),
         ("error: unknown type name 'foo'", "another compiler"),
     ],
 )
