@@ -42,7 +42,8 @@ class FileType:
         llama_id: Value of `enum llama_ftype`.
         base: Tensor type of most weights.
         kind: Family: "float", "legacy" (one scale a block of 32), "k" (super-blocks of 256), "iq" (codebooks).
-        needs_imatrix: Whether the quantizer refuses to work without an importance matrix.
+        needs_imatrix: Whether the quantizer refuses to work without an importance matrix, because a matrix other
+            than embedding and head gets a type of 3.06 bits or less (or Q2_K in Q2_K_S).
     """
 
     name: str
@@ -81,7 +82,9 @@ TENSOR_TYPES: dict[str, TensorType] = {
     )
 }
 
-# Source: include/llama.h (enum llama_ftype) and tools/quantize/quantize.cpp (names, which need an imatrix).
+# Larger before smaller in each family.
+# Source: include/llama.h (enum llama_ftype), tools/quantize/quantize.cpp (names), src/llama-quant.cpp
+# (tensor_requires_imatrix, and the mixtures: IQ3_XS holds IQ3_XXS in attn_q and attn_k).
 FILE_TYPES: dict[str, FileType] = {
     row.name: row
     for row in (
@@ -107,7 +110,7 @@ FILE_TYPES: dict[str, FileType] = {
         FileType("IQ4_XS", 30, "IQ4_XS", "iq"),
         FileType("IQ3_M", 27, "IQ3_S", "iq"),
         FileType("IQ3_S", 26, "IQ3_S", "iq"),
-        FileType("IQ3_XS", 22, "IQ3_S", "iq"),
+        FileType("IQ3_XS", 22, "IQ3_S", "iq", needs_imatrix=True),
         FileType("IQ3_XXS", 23, "IQ3_XXS", "iq", needs_imatrix=True),
         FileType("IQ2_M", 29, "IQ2_S", "iq", needs_imatrix=True),
         FileType("IQ2_S", 28, "IQ2_XS", "iq", needs_imatrix=True),
@@ -118,14 +121,18 @@ FILE_TYPES: dict[str, FileType] = {
     )
 }
 
+# Source: tools/quantize/quantize.cpp, QUANT_OPTIONS.
+FILE_TYPE_ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
+
 
 def file_type(name: str) -> FileType:
-    """Return the file type of that name; case and "-" for "_" do not matter.
+    """Return the file type of that name or alias; case and "-" for "_" do not matter.
 
     Raises:
         ConfigError: No such type; names the nearest ones.
     """
     wanted = name.upper().replace("-", "_")
+    wanted = FILE_TYPE_ALIASES.get(wanted, wanted)
     if wanted in FILE_TYPES:
         return FILE_TYPES[wanted]
     near = difflib.get_close_matches(wanted, FILE_TYPES, n=3)
