@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from qwen_edge.convert.dtypes import ITEM_BYTES, OutputType, encode
 from qwen_edge.convert.json_files import Fields, read_object_if_present
+from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
 from qwen_edge.convert.safetensors_file import TensorEntry
 from qwen_edge.convert.vocabulary import Vocabulary
@@ -143,6 +144,9 @@ def _write_header(
         writer.add_type(gguf.GGUFType.MODEL)
         _add_general(writer, folder, sum(tensor.source.n_elements for tensor in tensors))
         _add_architecture(writer, config)
+        pooling = read_pooling(folder)
+        if pooling is not None:
+            writer.add_pooling_type(gguf.PoolingType[pooling])
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_vocabulary(writer, vocabulary)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from qwen_edge.convert.safetensors_file import read_header
+from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
+
+
+def _file(path: Path, header: Any, data: bytes = b"") -> Path:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+    return path
+
+
+def _tensor(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("f4"), np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)])
+def test_reads_what_the_safetensors_package_wrote(tmp_path: Path, dtype: np.dtype[Any]) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {f"t{n}": generator.standard_normal((n, 3)).astype(dtype) for n in range(1, 6)}
+    arrays["scalar"] = np.array(1.5, dtype=dtype)
+    arrays["empty"] = np.zeros((0, 4), dtype=dtype)
+    save_file(arrays, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    entries = {entry.name: entry for entry in read_header(tmp_path / "model.safetensors")}
+    assert entries.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert entries[name].shape == array.shape
+        assert entries[name].n_elements == array.size
+        pieces = list(entries[name].read_pieces(8))
+        assert all(len(piece) <= 8 for piece in pieces)
+        assert b"".join(pieces) == array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cut off"),
+        (b"\x10\0\0", "cut off"),
+        (b"\xff" * 8 + b"{}", "cut off"),
+        (b"\x02\0\0\0\0\0\0\0{", "cut off"),
+        (b"\x02\0\0\0\0\0\0\0{]", "not valid JSON"),
+        (b"\x02\0\0\0\0\0\0\0\xff\xfe", "not valid JSON"),
+        (b"\x02\0\0\0\0\0\0\0[]", "a JSON list, expected an object"),
+    ],
+)
+def test_refuses_what_is_no_safetensors_file(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as raised:
+        read_header(tmp_path / "x.safetensors")
+    assert "x.safetensors" in str(raised.value)
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (7, "expected an object"),
+        ({"dtype": "F32", "shape": [2]}, "expected an object with dtype"),
+        (_tensor(dtype=5), "dtype 5"),
+        (_tensor(shape=3), "shape 3"),
+        (_tensor(shape=[True]), r"shape \[true\]"),
+        (_tensor(shape=[-2]), r"shape \[-2\]"),
+        (_tensor(shape=[2.0]), r"shape \[2.0\]"),
+        (_tensor(shape=[2**70]), "shape"),
+        (_tensor(shape=[1] * 9), "shape"),
+        (_tensor(offsets=[0]), "data_offsets"),
+        (_tensor(offsets=[8, 0]), "data_offsets"),
+        (_tensor(offsets=[0, -8]), "data_offsets"),
+        (_tensor(shape=[3]), "spans 8 bytes, but F32 of shape .* takes 12"),
+        (_tensor(offsets=[4, 12]), "leave a hole"),
+    ],
+)
+def test_names_the_tensor_whose_entry_is_wrong(tmp_path: Path, tensor: Any, said: str) -> None:
+    path = _file(tmp_path / "x.safetensors", {"model.norm.weight": tensor}, bytes(8))
+    with pytest.raises(CheckpointError, match=said) as raised:
+        read_header(path)
+    assert "'model.norm.weight'" in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_refuses_a_tensor_listed_twice(tmp_path: Path) -> None:
+    entry = json.dumps(_tensor())
+    path = _file(tmp_path / "x.safetensors", f'{{"a": {entry}, "a": {entry}}}'.encode(), bytes(8))
+    with pytest.raises(CheckpointError, match="'a' stands twice"):
+        read_header(path)
+
+
+def test_refuses_overlapping_tensors(tmp_path: Path) -> None:
+    path = _file(tmp_path / "x.safetensors", {"a": _tensor(), "b": _tensor(offsets=[4, 12])}, bytes(12))
+    with pytest.raises(CheckpointError, match=r"'b' begins at .*overlap"):
+        read_header(path)
+
+
+def test_names_the_first_tensor_that_a_truncated_file_cuts(tmp_path: Path) -> None:
+    header = {"a": _tensor(), "b": _tensor(offsets=[8, 16]), "c": _tensor(offsets=[16, 24])}
+    path = _file(tmp_path / "x.safetensors", header, bytes(24))
+    os.truncate(path, path.stat().st_size - 12)
+    with pytest.raises(CheckpointError, match=r"truncated.*first incomplete tensor is 'b'"):
+        read_header(path)
+
+
+def test_refuses_bytes_that_no_tensor_claims(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tensor claims"):
+        read_header(_file(tmp_path / "x.safetensors", {"a": _tensor()}, bytes(9)))
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = _file(tmp_path / "x.safetensors", {"a": _tensor()}, bytes(8))
+    (entry,) = read_header(path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="before the end of 'a'"):
+        list(entry.read_pieces(4))
+
+
+def test_other_number_formats_are_unsupported_by_name(tmp_path: Path) -> None:
+    path = _file(tmp_path / "x.safetensors", {"a.weight": _tensor(dtype="F8_E4M3")}, bytes(8))
+    (entry,) = read_header(path)
+    with pytest.raises(UnsupportedError, match=r"'a.weight' in .* is stored as F8_E4M3"):
+        entry.check_convertible()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+sizes = st.integers(-2, 12) | st.integers() | json_values
+entries = json_values | st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I64"]) | json_values,
+        "shape": st.lists(sizes, max_size=3) | json_values,
+        "data_offsets": st.lists(sizes, max_size=3) | json_values,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("headers") / "x.safetensors"
+
+
+def _read_or_refuse(path: Path) -> None:
+    try:
+        found = read_header(path)
+    except QwenEdgeError:
+        return
+    for entry in found:
+        assert sum(len(piece) for piece in entry.read_pieces(64)) == entry.n_bytes
+
+
+@given(content=st.binary(max_size=200))
+def test_any_bytes_end_in_a_header_or_in_our_error(scratch: Path, content: bytes) -> None:
+    scratch.write_bytes(content)
+    _read_or_refuse(scratch)
+
+
+@given(header=st.dictionaries(st.text(max_size=8), entries, max_size=4), n_bytes=st.integers(0, 40))
+def test_any_json_header_ends_in_a_header_or_in_our_error(scratch: Path, header: Any, n_bytes: int) -> None:
+    _read_or_refuse(_file(scratch, header, bytes(n_bytes)))
+
+
+@given(header=st.binary(max_size=100))
+def test_any_header_bytes_end_in_a_header_or_in_our_error(scratch: Path, header: bytes) -> None:
+    _read_or_refuse(_file(scratch, header))
+
+
+@pytest.mark.parametrize("header", [b"[" * 100_000, b'{"a":' * 50_000, b'{"a":' + b"9" * 10_000 + b"}"])
+def test_deep_or_huge_json_ends_in_our_error(scratch: Path, header: bytes) -> None:
+    with pytest.raises(CheckpointError):
+        read_header(_file(scratch, header))
