@@ -2,8 +2,9 @@
 
 ::
 
-    quantizer     quantize_file, predict_size: checks, prediction, report; the work is native/quantizer's
-      └── header  metadata and tensor table of a GGUF file, without its weights
+    quantizer       quantize_file: a plan carried out, and the report; the work is native/quantizer's
+      └── plan      plan_quantization, predict_size: types and size before any work, and refusals
+            └── header  metadata and tensor table of a GGUF file, without its weights
 
 The names below are imported when first used: `import qwen_edge.quantize` loads nothing.
 """
@@ -15,24 +16,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen_edge.native.quantizer import Fallback as Fallback
+    from qwen_edge.quantize.plan import QuantizationPlan as QuantizationPlan
+    from qwen_edge.quantize.plan import plan_quantization as plan_quantization
+    from qwen_edge.quantize.plan import predict_size as predict_size
     from qwen_edge.quantize.quantizer import QuantizationReport as QuantizationReport
-    from qwen_edge.quantize.quantizer import predict_size as predict_size
     from qwen_edge.quantize.quantizer import quantize_file as quantize_file
 
 _HOMES = {
-    "Fallback": "quantizer",
-    "QuantizationReport": "quantizer",
-    "predict_size": "quantizer",
-    "quantize_file": "quantizer",
+    "Fallback": "qwen_edge.native.quantizer",
+    "QuantizationPlan": "qwen_edge.quantize.plan",
+    "QuantizationReport": "qwen_edge.quantize.quantizer",
+    "plan_quantization": "qwen_edge.quantize.plan",
+    "predict_size": "qwen_edge.quantize.plan",
+    "quantize_file": "qwen_edge.quantize.quantizer",
 }
 
-__all__ = ["Fallback", "QuantizationReport", "predict_size", "quantize_file"]
+__all__ = [
+    "Fallback",
+    "QuantizationPlan",
+    "QuantizationReport",
+    "plan_quantization",
+    "predict_size",
+    "quantize_file",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qwen_edge.quantize.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,0 +1,147 @@
+"""`qwen-edge quantize`: a GGUF file becomes a smaller one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
+from qwen_edge.quant_types import FILE_TYPE_ALIASES, FILE_TYPES, TENSOR_TYPES, file_type
+
+if TYPE_CHECKING:
+    from qwen_edge.quantize import QuantizationPlan, QuantizationReport
+
+_FAMILIES = {
+    "float": "unquantized",
+    "legacy": "blocks of 32 weights with one scale",
+    "k": "super-blocks of 256 weights, mixed by how much a matrix matters",
+    "iq": "values from codebooks; the smallest",
+}
+
+
+def _types_help() -> str:
+    lines = [
+        "\b",
+        "Types, with the bits per weight of most matrices (* needs an importance matrix: not made yet):",
+    ]
+    for kind, what in _FAMILIES.items():
+        lines.append(f"  {kind}: {what}")
+        cells = [
+            f"{row.name} {TENSOR_TYPES[row.base].bits_per_weight:.4g}{'*' if row.needs_imatrix else ''}"
+            for row in FILE_TYPES.values()
+            if row.kind == kind
+        ]
+        lines += ["    " + "  ".join(cells[start : start + 5]) for start in range(0, len(cells), 5)]
+    return "\n".join(lines)
+
+
+@click.command("quantize", epilog=_types_help())
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "-t", "--type", "type_name", required=True, metavar="TYPE", help="Type to make, such as Q4_K_M."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The new file. [default: FILE with the type in its name replaced]",
+)
+@click.option(
+    "--allow-requantize", is_flag=True, help="Accept a FILE that is quantized already; errors add up."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: physical cores]"
+)
+@click.option("--pure", is_flag=True, help="One type for all matrices: smaller, and worse than the mixture.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--dry-run", is_flag=True, help="Only tell the size, exactly.")
+@format_option
+def command(
+    file: Path,
+    type_name: str,
+    output: Path | None,
+    allow_requantize: bool,
+    threads: int | None,
+    pure: bool,
+    force: bool,
+    dry_run: bool,
+    output_format: str,
+) -> None:
+    """Make a GGUF FILE smaller.
+
+    Embedding, head and some matrices get more bits than the type's name says, as llama.cpp mixes them; --dry-run
+    tells what comes out.
+    """
+    from qwen_edge.quantize import plan_quantization, quantize_file
+
+    target = output or default_target(file, file_type(type_name).name)
+    if dry_run:
+        plan = plan_quantization(file, type_name, allow_requantize=allow_requantize, pure=pure)
+        if output_format == "json":
+            print_json(plan.to_dict())
+        else:
+            click.echo(_prediction(plan))
+        return
+    with byte_progress() as display:
+        task = display.add_task(f"Writing {target.name}", total=None)
+        report = quantize_file(
+            file,
+            target,
+            type_name,
+            allow_requantize=allow_requantize,
+            n_threads=threads,
+            pure=pure,
+            overwrite=force,
+            on_plan=lambda plan: note(_prediction(plan)),
+            progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    if output_format == "json":
+        print_json(report.to_dict())
+    else:
+        click.echo(_summary(report))
+    note(f'Next: qwen-edge run {quote(str(target))} "Hello"')
+
+
+def default_target(source: Path, type_name: str) -> Path:
+    """Return the source's path with the type at the end of its name replaced, or added where there is none."""
+    names = "|".join(map(re.escape, [*FILE_TYPES, *FILE_TYPE_ALIASES]))
+    base, separator = source.stem, "-"
+    if found := re.search(rf"([-._])({names})$", base, re.IGNORECASE):
+        base, separator = base[: found.start()], found[1]
+    return source.with_name(f"{base}{separator}{type_name}.gguf")
+
+
+def _prediction(plan: QuantizationPlan) -> str:
+    lines = [
+        f"{plan.source.name} ({plan.source_type}, {format_bytes(plan.source_size_bytes)}) as {plan.type}: "
+        f"{format_bytes(plan.predicted_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
+    ]
+    if plan.fallbacks:
+        lines.append(_fallback_text(plan))
+    if plan.requantized:
+        lines.append(
+            f"{len(plan.requantized)} tensors are quantized a second time: expect worse answers than from the "
+            "checkpoint in one step"
+        )
+    return "\n".join(lines)
+
+
+def _fallback_text(plan: QuantizationPlan) -> str:
+    changes = sorted({f"{row.wanted} to {row.used}" for row in plan.fallbacks})
+    return (
+        f"{len(plan.fallbacks)} of {len(plan.tensor_types)} tensors have rows that do not divide into the blocks of "
+        f"their type and get another one ({', '.join(changes)})"
+    )
+
+
+def _summary(report: QuantizationReport) -> str:
+    types = ", ".join(f"{count} {name}" for name, count in report.type_counts.items())
+    return (
+        f"{report.path}  {format_bytes(report.size_bytes)}, {report.type}, {report.bits_per_weight:.2f} bits per weight, "
+        f"{report.n_params / 1e6:,.1f} M weights in {sum(report.type_counts.values())} tensors ({types}), "
+        f"{report.duration_s:.1f} s"
+    )
