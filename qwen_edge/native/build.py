@@ -183,7 +183,8 @@ def build_environment(plan: BuildPlan, work: Path) -> dict[str, str]:
     }
     if plan.compiler.c_command:
         env["CC"] = plan.compiler.c_command
-    env.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(_parallel_jobs()))
+    if not env.get("CMAKE_BUILD_PARALLEL_LEVEL", "").isdigit():
+        env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(_parallel_jobs())
     return env
 
 

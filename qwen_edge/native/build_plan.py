@@ -291,7 +291,7 @@ def parse_cpuinfo(text: str, architecture: str) -> Cpu:
     def values(*names: str) -> list[str]:
         return [value for name in names for value in fields.get(name, ())]
 
-    features = {feature for line in values("flags", "Features") for feature in line.split()}
+    features = {feature for line in values("flags", "Features", "isa") for feature in line.split()}
     if "flags" in fields:
         # The x86 line also lists kernel mitigations; an update of the kernel must not cost a build.
         features = {feature for feature in features if _X86_CODE_FEATURES.fullmatch(feature)}
@@ -305,14 +305,15 @@ def parse_sysctl(text: str, architecture: str) -> Cpu:
     """Read the output of macOS's `sysctl -a`."""
     fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
     name = fields.get("machdep.cpu.brand_string", architecture)
-    arm = {key.removeprefix("hw.optional.") for key, value in fields.items() if _is_arm_feature(key, value)}
+    optional = {key.removeprefix("hw.optional.") for key in fields if _is_present_option(key, fields[key])}
     x86 = " ".join(fields.get(f"machdep.cpu.{part}", "") for part in ("features", "leaf7_features"))
+    # The chip's name too: -mcpu=native reads it.
     return Cpu(
-        architecture=architecture, name=name, features=tuple(sorted({*arm, *x86.lower().split(), name}))
+        architecture=architecture, name=name, features=tuple(sorted({*optional, *x86.lower().split(), name}))
     )
 
 
-def _is_arm_feature(key: str, value: str) -> bool:
+def _is_present_option(key: str, value: str) -> bool:
     return key.startswith("hw.optional.") and value.strip() == "1"
 
 
