@@ -1,0 +1,102 @@
+"""`qwen-edge bench`: speed, load time and memory of model files."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.output import format_option, note, print_json, stderr_console
+
+if TYPE_CHECKING:
+    from qwen_edge.config import Switch
+
+
+@contextlib.contextmanager
+def round_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show measured rounds, one bar a file, on stderr; yields the callback. Silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=stderr_console(), disable=not sys.stderr.isatty(), transient=True
+    ) as display:
+        tasks = {}
+
+        def show(file: str, done: int, total: int) -> None:
+            if file not in tasks:
+                tasks[file] = display.add_task(f"Measuring {Path(file).name}", total=total)
+            display.update(tasks[file], completed=done)
+
+        yield show
+
+
+@click.command("bench")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--prompt-tokens", type=int, default=512, show_default=True, help="New tokens to read: prefill."
+)
+@click.option("--generate-tokens", type=int, default=128, show_default=True, help="Tokens to write: decode.")
+@click.option(
+    "--depth", type=int, default=0, show_default=True, help="Tokens in the KV cache before each of the two."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
+@click.option(
+    "--n-ctx", type=int, help="Context, in tokens. Default: what the workload needs, rounded up to 256."
+)
+@click.option(
+    "--flash-attention",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    help="On reads long prompts faster, off answers faster.",
+)
+@click.option(
+    "--repetitions", type=int, default=5, show_default=True, help="Measured rounds, after one to warm up."
+)
+@format_option
+def command(
+    files: tuple[str, ...],
+    prompt_tokens: int,
+    generate_tokens: int,
+    depth: int,
+    threads: int | None,
+    n_ctx: int | None,
+    flash_attention: Switch,
+    repetitions: int,
+    output_format: str,
+) -> None:
+    """Measure each FILE (a GGUF file, or a model's name) in a fresh process, through the API that programs use.
+
+    Speeds are medians; prefill and decode both start behind DEPTH cached tokens.
+    """
+    from qwen_edge.bench.runner import BenchConfig, run_benchmark
+    from qwen_edge.bench.workload import Workload
+
+    config = BenchConfig(
+        workload=Workload(prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, depth=depth),
+        repetitions=repetitions,
+        n_threads=threads,
+        n_ctx=n_ctx,
+        flash_attention=flash_attention,
+    )
+    if n_ctx is None:
+        note(f"n_ctx {config.load_config.n_ctx}: what the workload needs, rounded up")
+    with round_progress() as progress:
+        record = run_benchmark(files, config, progress=progress)
+    for text in record.warnings:
+        note(f"warning: {text}")
+    if output_format == "json":
+        print_json(record.to_dict())
+        return
+    from rich.console import Console
+
+    from qwen_edge.bench.tables import bench_caption, bench_table
+
+    console = Console(highlight=False)
+    console.print(bench_table(record))
+    console.print(bench_caption(record))
