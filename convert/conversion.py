@@ -158,7 +158,7 @@ def match_tensors(
     dropped = list(_drop_redundant(left_over, config, embedding))
     if left_over:
         raise CheckpointError(
-            f"{checkpoint.folder} holds {len(left_over)} tensors that {config.architecture} does not have: "
+            f"{checkpoint.folder} holds tensors that {config.architecture} does not have: "
             + _some([f"{entry.name!r} in {entry.path.name}" for entry in left_over.values()]),
             hint="Adapters (LoRA) have to be merged first; other models need a converter of their own.",
         )
@@ -188,7 +188,7 @@ def _missing_error(
         hint = 'If the head is the embedding, config.json has to say "tie_word_embeddings": true.'
     files = ", ".join(path.name for path in checkpoint.weight_files) or "no tensors at all"
     return CheckpointError(
-        f"{checkpoint.folder} lacks {len(missing)} tensors of {config.architecture} with {config.n_layers} layers: "
+        f"{checkpoint.folder} lacks tensors of {config.architecture} with {config.n_layers} layers: "
         f"{_some([repr(tensor.name) for tensor in missing])} (found: {files})",
         hint=hint,
     )

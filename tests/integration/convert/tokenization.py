@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import random
 import sys
 import unicodedata
@@ -121,8 +120,6 @@ class LlamaVocabulary:
     """The vocabulary of a GGUF file, loaded by llama.cpp without the weights."""
 
     def __init__(self, path: Path) -> None:
-        self._log = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         parameters = llama_cpp.llama_model_default_params()
         parameters.vocab_only = True
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen_edge.convert.qwen import expected_tensors, parse_config
+from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
+from tests import synthetic
+
+QWEN3 = synthetic.config_of(synthetic.TINY)
+QWEN2 = synthetic.config_of(synthetic.as_qwen2(synthetic.TINY))
+
+
+def _parse(config: dict[str, Any], **changes: Any) -> Any:
+    return parse_config({**config, **changes}, "x/config.json")
+
+
+def _without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    "shape", [synthetic.TINY, synthetic.as_qwen2(synthetic.TINY), synthetic.SHAPES["0.6b"]]
+)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_expects_the_tensors_that_a_checkpoint_has(shape: synthetic.Shape, is_tied: bool) -> None:
+    shape = replace(shape, is_tied=is_tied)
+    expected = expected_tensors(parse_config(synthetic.config_of(shape), "config.json"))
+    found = {name.removeprefix("model."): sizes for name, sizes in synthetic.tensor_shapes(shape).items()}
+    assert {tensor.name: tensor.shape for tensor in expected} == found
+    assert len({tensor.gguf_name for tensor in expected}) == len(expected)
+
+
+def test_reads_a_published_config() -> None:
+    config = parse_config(synthetic.config_of(synthetic.SHAPES["0.6b"]), "config.json")
+    assert (config.architecture, config.n_layers, config.hidden_size, config.ffn_size) == (
+        "qwen3",
+        28,
+        1024,
+        3072,
+    )
+    assert (config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size) == (16, 8, 128, 151936)
+    assert (config.rope_theta, config.rms_norm_eps, config.is_tied, config.n_ctx_train) == (
+        1e6,
+        1e-6,
+        True,
+        40960,
+    )
+
+
+def test_head_dim_is_hidden_size_over_heads_where_it_is_absent() -> None:
+    config = _parse(_without(QWEN3, "head_dim"))
+    assert config.head_dim == synthetic.TINY.hidden // synthetic.TINY.heads
+    assert not config.head_dim_is_stated
+    assert _parse(QWEN3, head_dim=None).head_dim == config.head_dim
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_theta": 5e5, "rope_scaling": {"type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "rope_theta": None},
+    ],
+)
+def test_rope_theta_in_all_its_places(rope: dict[str, Any]) -> None:
+    assert _parse(_without(QWEN3, "rope_theta", "rope_scaling"), **rope).rope_theta == 5e5
+
+
+@pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
+def test_the_type_of_the_weights_may_stand_under_either_name(key: str) -> None:
+    assert _parse(_without(QWEN3, "torch_dtype"), **{key: "bfloat16"}) == _parse(QWEN3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM.*Qwen3ForCausalLM"),
+        ({"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
+        ({"architectures": None}, "architectures"),
+        ({"architectures": [{"a": 1}]}, "architectures"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'rope_scaling' asks for rope type 'yarn'"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear'"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+            "'rope_parameters' asks for .*'yarn'",
+        ),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e6}}, "a part of each head"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"use_sliding_window": True}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"is_causal": False}, "is_causal"),
+    ],
+)
+def test_what_would_be_lost_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnsupportedError, match=said) as raised:
+        _parse(QWEN3, **changes)
+    assert "x/config.json" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": None}, "no 'hidden_size', expected an integer"),
+        ({"hidden_size": "32"}, "'hidden_size' is \"32\""),
+        ({"hidden_size": 32.0}, "'hidden_size' is 32.0"),
+        ({"hidden_size": True}, "'hidden_size' is true"),
+        ({"hidden_size": 0}, "'hidden_size' is 0"),
+        ({"num_hidden_layers": 10**6}, r"'num_hidden_layers' is 1000000, expected an integer in 1\.\.512"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
+        ({"num_key_value_heads": 8}, "'num_key_value_heads' is 8"),
+        ({"head_dim": None, "hidden_size": 30}, "not a multiple of 4 heads"),
+        ({"rms_norm_eps": -1}, "'rms_norm_eps' is -1"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' is NaN"),
+        ({"rope_theta": None}, "no 'rope_theta'"),
+        ({"rope_theta": 0}, "'rope_theta' is 0"),
+        ({"rope_scaling": "yarn"}, "'rope_scaling' is \"yarn\", expected an object"),
+        ({"tie_word_embeddings": "yes"}, "'tie_word_embeddings' is \"yes\", expected true or false"),
+        ({"layer_types": "full"}, "'layer_types' is \"full\", expected a list"),
+        ({"hidden_act": 7}, "'hidden_act' is 7, expected a string"),
+    ],
+)
+def test_a_wrong_value_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(CheckpointError, match=said) as raised:
+        _parse(QWEN3, **changes)
+    assert "x/config.json" in str(raised.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+extra_keys = ["rope_parameters", "layer_types", "quantization_config", "is_causal", "head_dim", "dtype"]
+
+
+@given(
+    config=st.sampled_from([QWEN2, QWEN3]),
+    changes=st.dictionaries(st.sampled_from([*QWEN3, *extra_keys]), json_values, max_size=4),
+)
+def test_any_config_ends_in_parameters_or_in_our_error(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    try:
+        parsed = _parse(config, **changes)
+    except QwenEdgeError:
+        return
+    assert expected_tensors(parsed)
+
+
+@given(
+    rope=st.dictionaries(
+        st.sampled_from(["rope_theta", "rope_type", "type", "partial_rotary_factor", "factor"]), json_values
+    ),
+    key=st.sampled_from(["rope_scaling", "rope_parameters"]),
+)
+def test_any_rope_ends_in_parameters_or_in_our_error(rope: dict[str, Any], key: str) -> None:
+    try:
+        assert _parse(QWEN3, **{key: rope}).rope_theta >= 1
+    except QwenEdgeError:
+        return
