@@ -60,10 +60,9 @@ class LlamaContext(Context):
 
     def close(self) -> None:
         """See Context.close."""
+        self._native.close()  # first: from here on nobody samples
         if self._sampler is not None:
             self._sampler.close()
-            self._sampler = None
-        self._native.close()
 
 
 class LlamaEngine(Engine):

@@ -240,7 +240,7 @@ class NativeContext:
                 f"llama.cpp cannot make a context of {config.n_ctx} tokens: {library.last_errors() or 'no reason given'}",
                 hint="A smaller n_ctx needs less memory.",
             )
-        self.n_ctx = int(api.llama_n_ctx(self._handle))
+        self.n_ctx = config.n_ctx  # llama.cpp rounds its own number up
         self.n_batch = n_batch
         self.n_past = 0
         self._memory = api.llama_get_memory(self._handle)
@@ -408,10 +408,15 @@ class NativeSampler:
         self._api.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, context: NativeContext) -> int:
-        """Return the next token, drawn from the logits of the context's last token, and remember it."""
-        assert self._free.alive, "Bug: sampler used after close"
+        """Return the next token, drawn from the logits of the context's last token, and remember it.
+
+        Raises:
+            ClosedError: The context is closed.
+        """
         with context._lock:
-            return int(self._api.llama_sampler_sample(self._chain, context.handle, -1))
+            handle = context.handle
+            assert self._free.alive, "Bug: sampler used after close"
+            return int(self._api.llama_sampler_sample(self._chain, handle, -1))
 
     def close(self) -> None:
         """Free the chain."""

@@ -1,0 +1,67 @@
+"""Greedy tokens against those that transformers generates from the same checkpoint (tests/golden)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_edge import Message, Model, load
+from qwen_edge.config import GREEDY
+from qwen_edge.convert import convert_checkpoint
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "greedy_tokens.json").read_text())
+CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
+
+
+def greedy(model: Model, prompt: list[int], max_tokens: int) -> list[int]:
+    context = model.engine.new_context()
+    context.start_sampling(GREEDY)
+    context.append(prompt)
+    tokens: list[int] = []
+    while len(tokens) < max_tokens:
+        tokens.append(context.sample())
+        if model.engine.is_end(tokens[-1]):
+            break
+        context.append(tokens[-1:])
+    context.close()
+    return tokens
+
+
+def first_differences(model: Model) -> list[tuple[int, int, float]]:
+    """Return (prompt, step, gap of the reference there) of each prompt that does not agree to its end."""
+    found = []
+    for i, entry in enumerate(GOLDEN["entries"]):
+        tokens = greedy(model, entry["prompt_tokens"], GOLDEN["max_tokens"])
+        step = next(
+            (k for k, (a, b) in enumerate(zip(tokens, entry["tokens"], strict=False)) if a != b), None
+        )
+        if step is not None:
+            found.append((i, step, entry["gaps"][step]))
+        else:
+            assert len(tokens) == len(entry["tokens"])
+    return found
+
+
+def test_prompts_are_rendered_and_tokenized_alike(tiny_model: Model) -> None:
+    assert len(GOLDEN["entries"]) == 50
+    for entry in GOLDEN["entries"]:
+        messages = [Message.from_dict(message) for message in entry["messages"]]
+        text = tiny_model.template.render(
+            messages, tools=entry.get("tools", ()), enable_thinking=entry["thinking"]
+        )
+        assert tiny_model.engine.tokenize(text) == entry["prompt_tokens"]
+
+
+# The widest gap between the two best logits at which this arithmetic may choose the other: F32 differs in the order of
+# sums only; in BF16 llama.cpp rounds the activations of every product to 8 bits of mantissa.
+@pytest.mark.parametrize(("dtype", "widest_gap"), [("f32", 0.001), ("bf16", 0.15)])
+def test_greedy_tokens_equal_those_of_transformers(tmp_path: Path, dtype: Any, widest_gap: float) -> None:
+    path = tmp_path / f"tiny-{dtype}.gguf"
+    convert_checkpoint(CHECKPOINT, path, dtype=dtype)
+    with load(path, n_ctx=1024, safe_kernels=False) as model:
+        differences = first_differences(model)
+    assert [d for d in differences if d[2] > widest_gap] == []
+    assert len(differences) <= 3
