@@ -32,6 +32,11 @@ class Checkpoint:
     tensors: dict[str, TensorEntry]
 
     @property
+    def name(self) -> str:
+        """The model's name, as its folder gives it."""
+        return checkpoint_name(self.folder)
+
+    @property
     def weight_files(self) -> list[Path]:
         """The safetensors files."""
         return sorted({entry.path for entry in self.tensors.values()})
@@ -46,8 +51,8 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: Files are missing, damaged or contradict each other.
         OSError: A file cannot be read.
     """
-    # The folder's name becomes the model's name: make one of "." and "..".
-    path = Path(source).resolve()
+    # Absolute, so that "." has a name; links stay, for in a hub's cache they lead to files named by digest.
+    path = Path(os.path.abspath(source))  # noqa: PTH100
     if path.is_dir():
         tensors = _open_folder(path)
         folder = path
@@ -61,6 +66,18 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
             "A model of the hub is fetched with: hf download NAME --local-dir FOLDER",
         )
     return Checkpoint(folder=folder, config=read_object(folder / "config.json"), tensors=tensors)
+
+
+def checkpoint_name(source: str | os.PathLike[str]) -> str:
+    """Return the name of the model at a path: that of the folder, or of the model in a hub's cache.
+
+    The cache keeps Qwen/Qwen3-0.6B in models--Qwen--Qwen3-0.6B/snapshots/COMMIT.
+    """
+    path = Path(os.path.abspath(source))  # noqa: PTH100
+    folder = path.parent if path.is_file() else path
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.split("--")[-1]
+    return folder.name or "model"
 
 
 def _open_single_file(path: Path) -> dict[str, TensorEntry]:

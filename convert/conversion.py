@@ -115,7 +115,7 @@ def convert_checkpoint(
     with atomic_path(target) as part:
         write_gguf(
             part,
-            folder=checkpoint.folder,
+            checkpoint=checkpoint,
             config=config,
             vocabulary=vocabulary,
             tensors=tensors,
@@ -241,7 +241,7 @@ def _check_target(target: Path, checkpoint: Checkpoint) -> None:
         raise ConfigError(
             f"the target {target} is a folder", hint=f"Name a file, such as {target / 'model.gguf'}"
         )
-    if target.resolve() in checkpoint.weight_files:
+    if target.resolve() in [path.resolve() for path in checkpoint.weight_files]:
         raise ConfigError(f"the target {target} is a file of the checkpoint", hint="Name another file.")
 
 

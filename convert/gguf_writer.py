@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from qwen_edge.convert.checkpoint import Checkpoint
 from qwen_edge.convert.dtypes import ITEM_BYTES, OutputType, encode
 from qwen_edge.convert.json_files import Fields, read_object_if_present
 from qwen_edge.convert.pooling import read_pooling
@@ -37,7 +38,7 @@ _TENSOR_TYPES = {
     "bf16": gguf.GGMLQuantizationType.BF16,
 }
 
-# generation_config.json -> field of gguf.Metadata, and whether it is a whole number.
+# generation_config.json -> field of gguf.Metadata, and its type.
 # Source: `Metadata.load` in the gguf-py of llama.cpp; the published package still misses `repetition_penalty`.
 _SAMPLING_FIELDS = {
     "sequence": ("sampling_sequence", str),
@@ -79,7 +80,7 @@ class PlannedTensor:
 def write_gguf(
     path: Path,
     *,
-    folder: Path,
+    checkpoint: Checkpoint,
     config: QwenConfig,
     vocabulary: Vocabulary,
     tensors: list[PlannedTensor],
@@ -90,7 +91,7 @@ def write_gguf(
 
     Args:
         path: The file to make.
-        folder: The checkpoint, for its name, model card and generation_config.json.
+        checkpoint: For its name, model card, generation_config.json and pooling.
         config: Parameters of the architecture.
         vocabulary: The tokenizer.
         tensors: In the order in which they are stored.
@@ -102,7 +103,7 @@ def write_gguf(
         UnsupportedError: A weight does not fit into the type.
         OSError: The file cannot be written.
     """
-    _write_header(path, folder, config, vocabulary, tensors, dtype)
+    _write_header(path, checkpoint, config, vocabulary, tensors, dtype)
     total_bytes = sum(tensor.n_bytes for tensor in tensors)
     done_bytes = 0
     with path.open("ab") as file:
@@ -133,7 +134,7 @@ def _encoded_pieces(tensor: PlannedTensor) -> Iterator[bytes]:
 
 def _write_header(
     path: Path,
-    folder: Path,
+    checkpoint: Checkpoint,
     config: QwenConfig,
     vocabulary: Vocabulary,
     tensors: list[PlannedTensor],
@@ -142,21 +143,19 @@ def _write_header(
     writer = gguf.GGUFWriter(path, config.architecture)
     try:
         writer.add_type(gguf.GGUFType.MODEL)
-        _add_general(writer, folder, sum(tensor.source.n_elements for tensor in tensors))
+        _add_general(writer, checkpoint, sum(tensor.source.n_elements for tensor in tensors))
         _add_architecture(writer, config)
-        pooling = read_pooling(folder)
+        pooling = read_pooling(checkpoint.folder)
         if pooling is not None:
             writer.add_pooling_type(gguf.PoolingType[pooling])
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_vocabulary(writer, vocabulary)
         for tensor in tensors:
+            stored_as = _TENSOR_TYPES[tensor.stored_as]
+            # The third is the type of a numpy array, and there is none.
             writer.add_tensor_info(
-                tensor.gguf_name,
-                tensor.source.shape,
-                None,
-                tensor.n_bytes,
-                raw_dtype=_TENSOR_TYPES[tensor.stored_as],
+                tensor.gguf_name, tensor.source.shape, None, tensor.n_bytes, raw_dtype=stored_as
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -165,14 +164,18 @@ def _write_header(
         writer.close()
 
 
-def _add_general(writer: Any, folder: Path, n_parameters: int) -> None:
-    """Add general.*: what the model card, config.json and the folder's name tell, and the recommended sampling."""
-    sampling = _read_sampling(folder)
+def _add_general(writer: Any, checkpoint: Checkpoint, n_parameters: int) -> None:
+    """Add general.*: what the model card, config.json and the checkpoint's name tell, and the recommended sampling."""
+    sampling = _read_sampling(checkpoint.folder)
     try:
-        metadata = gguf.Metadata.load(model_path=folder, total_params=n_parameters)
-        for field, _ in _SAMPLING_FIELDS.values():
-            setattr(metadata, field, sampling.get(field))
-        metadata.name = metadata.name or folder.name or "model"
+        metadata = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(**sampling),
+            gguf.Metadata.load_model_card(checkpoint.folder),
+            checkpoint.config,
+            Path(checkpoint.name),
+            n_parameters,
+        )
+        metadata.name = metadata.name or checkpoint.name
         metadata.size_label = metadata.size_label or gguf.size_label(n_parameters, n_parameters, 0, 0)
         metadata.set_gguf_meta_model(writer)
         _check_texts(writer.kv_data[0])
@@ -180,7 +183,7 @@ def _add_general(writer: Any, folder: Path, n_parameters: int) -> None:
         raise
     except Exception as error:  # a model card can hold anything, and gguf's reader of it can raise anything
         raise CheckpointError(
-            f"the model card {folder / 'README.md'} cannot be understood: {type(error).__name__}: {error}",
+            f"the model card {checkpoint.folder / 'README.md'} cannot be understood: {type(error).__name__}: {error}",
             hint="Mend its first part, between the lines '---', or move it away: it only describes the model.",
         ) from error
 
@@ -244,3 +247,6 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         getattr(writer, f"add_add_{kind}_token")(is_added)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
+    names = writer.kv_data[0].get(gguf.Keys.Tokenizer.CHAT_TEMPLATES)
+    if names is not None:
+        names.value.sort()  # the writer takes them from a set: without order, two conversions would differ

@@ -199,14 +199,16 @@ def _rope_theta(fields: Fields) -> float:
     """
     for key in ("rope_scaling", "rope_parameters"):
         rope = fields.table(key)
-        rope_type = rope.text("rope_type") or rope.text("type") or "default"
-        if rope_type != "default":
+        # Newer writers say "rope_type", older ones "type", some both.
+        types = {rope.text(name, "default") for name in ("rope_type", "type")} - {"default"}
+        if types:
             raise UnsupportedError(
-                f"{fields.where}: {key!r} asks for rope type {rope_type!r}; supported is 'default'",
+                f"{fields.where}: {key!r} asks for rope type {min(types)!r}; supported is 'default'",
                 hint=f"Set {key!r} to null to convert the model for its original context length.",
             )
-        if "partial_rotary_factor" in rope and rope.number("partial_rotary_factor", low=0, high=1) != 1:
-            raise UnsupportedError(f"{rope.where}: rotating a part of each head is not supported")
+    for place in (fields, fields.table("rope_scaling"), fields.table("rope_parameters")):
+        if "partial_rotary_factor" in place and place.number("partial_rotary_factor", low=0, high=1) != 1:
+            raise UnsupportedError(f"{place.where}: rotating a part of each head is not supported")
     rope_parameters = fields.table("rope_parameters")
     return (rope_parameters if "rope_theta" in rope_parameters else fields).number(
         "rope_theta", low=1.0, high=1e12

@@ -48,10 +48,11 @@ def command(
     .safetensors file with the others beside it.
     """
     from qwen_edge.convert import convert_checkpoint
+    from qwen_edge.convert.checkpoint import checkpoint_name
     from qwen_edge.errors import ConfigError
 
     assert file_format == "gguf", "Bug: the option knows one format"
-    target = output or Path(f"{_name_of(checkpoint)}-{dtype}.gguf")
+    target = output or Path(f"{checkpoint_name(checkpoint)}-{dtype}.gguf")
     if target.is_file() and not force:
         raise ConfigError(
             f"{target} exists already", hint="Replace it with --force, or name another file with -o."
@@ -70,11 +71,6 @@ def command(
         click.echo(_summary(report))
     smaller = target.with_name(f"{target.stem.removesuffix(f'-{dtype}')}-Q4_K_M.gguf")
     note(f"Next: qwen-edge quantize {quote(str(target))} --type Q4_K_M -o {quote(str(smaller))}")
-
-
-def _name_of(checkpoint: Path) -> str:
-    path = checkpoint.resolve()
-    return path.parent.name if path.is_file() else path.name
 
 
 def _summary(report: ConversionReport) -> str:

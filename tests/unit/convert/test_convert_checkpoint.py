@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_edge.convert.checkpoint import INDEX_NAME, open_checkpoint
+from qwen_edge.convert.checkpoint import INDEX_NAME, checkpoint_name, open_checkpoint
 from qwen_edge.errors import CheckpointError, ModelNotFoundError, QwenEdgeError, UnsupportedError
 from tests import synthetic
 
@@ -43,6 +43,19 @@ def test_shards_are_found_without_an_index(tmp_path: Path) -> None:
 def test_the_folder_of_a_relative_path_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(synthetic.write_checkpoint(tmp_path / "Tiny"))
     assert open_checkpoint(".").folder.name == "Tiny"
+
+
+def test_a_model_in_a_hub_cache_has_the_name_of_the_model(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--Qwen--Qwen3-0.6B" / "blobs"
+    snapshot = tmp_path / "models--Qwen--Qwen3-0.6B" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(synthetic.write_checkpoint(blobs).iterdir()):
+        digest = path.rename(blobs / f"{number:064x}")
+        (snapshot / path.name).symlink_to(digest)
+    for source in (snapshot, snapshot / "model.safetensors"):
+        opened = open_checkpoint(source)
+        assert opened.name == checkpoint_name(source) == "Qwen3-0.6B"
+        assert opened.tensors.keys() == synthetic.tensor_shapes(synthetic.TINY).keys()
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -308,6 +308,17 @@ def test_a_broken_model_card_is_named(checkpoint: Path, card: bytes) -> None:
     assert "only describes" in error.hint
 
 
+def test_named_chat_templates_are_listed_in_order(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "chat_template.jinja").unlink()
+    templates = [{"name": name, "template": f"{name}!"} for name in ("tool use", "default", "rag", "a", "z")]
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    synthetic.write_json(checkpoint / "tokenizer_config.json", config | {"chat_template": templates})
+    keys = _open(convert_checkpoint(checkpoint, tmp_path / "m.gguf").path).keys
+    assert keys["tokenizer.chat_template"] == "default!"
+    assert keys["tokenizer.chat_templates"] == ["a", "rag", "tool_use", "z"]
+    assert keys["tokenizer.chat_template.tool_use"] == "tool use!"
+
+
 def test_the_repetition_penalty_is_kept(checkpoint: Path, tmp_path: Path) -> None:
     synthetic.write_json(checkpoint / "generation_config.json", {"repetition_penalty": 1.05, "top_k": None})
     keys = _open(convert_checkpoint(checkpoint, tmp_path / "m.gguf").path).keys

@@ -87,11 +87,13 @@ def test_the_type_of_the_weights_may_stand_under_either_name(key: str) -> None:
         ({"architectures": [{"a": 1}]}, "architectures"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'rope_scaling' asks for rope type 'yarn'"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear'"),
+        ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, "'yarn'"),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
             "'rope_parameters' asks for .*'yarn'",
         ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e6}}, "a part of each head"),
+        ({"partial_rotary_factor": 0.5}, "a part of each head"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"use_sliding_window": True}, "sliding-window"),
