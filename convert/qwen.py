@@ -204,7 +204,7 @@ def _rope_theta(fields: Fields) -> float:
         if types:
             raise UnsupportedError(
                 f"{fields.where}: {key!r} asks for rope type {min(types)!r}; supported is 'default'",
-                hint=f"Set {key!r} to null to convert the model for its original context length.",
+                hint='Set its type to "default" to convert the model for its original context length.',
             )
     for place in (fields, fields.table("rope_scaling"), fields.table("rope_parameters")):
         if "partial_rotary_factor" in place and place.number("partial_rotary_factor", low=0, high=1) != 1:
