@@ -5,6 +5,7 @@
     quantizer       quantize_file: a plan carried out, and the report; the work is native/quantizer's
       └── plan      plan_quantization, predict_size: types and size before any work, and refusals
             └── header  metadata and tensor table of a GGUF file, without its weights
+    evaluation      evaluate_kld: how far a file's predictions are from a reference file's
 
 The names below are imported when first used: `import qwen_edge.quantize` loads nothing.
 """
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen_edge.native.quantizer import Fallback as Fallback
+    from qwen_edge.quantize.evaluation import QualityReport as QualityReport
+    from qwen_edge.quantize.evaluation import evaluate_kld as evaluate_kld
     from qwen_edge.quantize.plan import QuantizationPlan as QuantizationPlan
     from qwen_edge.quantize.plan import plan_quantization as plan_quantization
     from qwen_edge.quantize.plan import predict_size as predict_size
@@ -24,8 +27,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Fallback": "qwen_edge.native.quantizer",
+    "QualityReport": "qwen_edge.quantize.evaluation",
     "QuantizationPlan": "qwen_edge.quantize.plan",
     "QuantizationReport": "qwen_edge.quantize.quantizer",
+    "evaluate_kld": "qwen_edge.quantize.evaluation",
     "plan_quantization": "qwen_edge.quantize.plan",
     "predict_size": "qwen_edge.quantize.plan",
     "quantize_file": "qwen_edge.quantize.quantizer",
@@ -33,8 +38,10 @@ _HOMES = {
 
 __all__ = [
     "Fallback",
+    "QualityReport",
     "QuantizationPlan",
     "QuantizationReport",
+    "evaluate_kld",
     "plan_quantization",
     "predict_size",
     "quantize_file",
