@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.convert.checkpoint import INDEX_NAME, checkpoint_name, open_checkpoint
 from qwen_edge.errors import CheckpointError, ModelNotFoundError, QwenEdgeError, UnsupportedError
 from tests import synthetic
+
+# A loaded machine is no failure.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _sharded(folder: Path) -> Path:
@@ -157,6 +160,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _sharded(tmp_path_factory.mktemp("index") / "c")
 
 
+@patiently
 @given(index=json_values | st.fixed_dictionaries({"weight_map": json_values}))
 def test_any_json_index_ends_in_our_error(sharded: Path, index: Any) -> None:
     (sharded / INDEX_NAME).write_text(json.dumps(index))
@@ -164,6 +168,7 @@ def test_any_json_index_ends_in_our_error(sharded: Path, index: Any) -> None:
         open_checkpoint(sharded)
 
 
+@patiently
 @given(content=st.binary(max_size=100))
 def test_any_index_bytes_end_in_our_error(sharded: Path, content: bytes) -> None:
     (sharded / INDEX_NAME).write_bytes(content)
@@ -171,6 +176,7 @@ def test_any_index_bytes_end_in_our_error(sharded: Path, content: bytes) -> None
         open_checkpoint(sharded)
 
 
+@patiently
 @given(
     names=st.dictionaries(
         st.text(max_size=8), st.text(max_size=12).map(lambda name: f"{name}.safetensors"), min_size=1

@@ -4,22 +4,27 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.convert.dtypes import OutputType, encode, stored_type
 from qwen_edge.errors import UnsupportedError
 
+# A loaded machine is no failure.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 ALL_16_BITS = np.arange(2**16, dtype=np.uint16)
 BF16, F16 = gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.F16
 
 
+@patiently
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=64))
 def test_bf16_rounds_like_gguf_for_any_bits(bits: list[int]) -> None:
     values = np.array(bits, dtype=np.uint32).view(np.float32)
     assert encode(values.tobytes(), "F32", "bf16") == gguf.quants.quantize(values, BF16).tobytes()
 
 
+@patiently
 @given(values=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=64))
 def test_bf16_rounds_like_ml_dtypes(values: list[float]) -> None:
     array = np.array(values, dtype=np.float32)
@@ -37,6 +42,7 @@ def test_bf16_ties_go_to_even() -> None:
     ]
 
 
+@patiently
 @given(values=st.lists(st.floats(-65504, 65504, width=32), min_size=1, max_size=64))
 def test_f16_rounds_like_gguf(values: list[float]) -> None:
     array = np.array(values, dtype=np.float32)

@@ -4,12 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.convert.qwen import expected_tensors, parse_config
 from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
 from tests import synthetic
+
+# A loaded machine is no failure.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 QWEN3 = synthetic.config_of(synthetic.TINY)
 QWEN2 = synthetic.config_of(synthetic.as_qwen2(synthetic.TINY))
@@ -144,6 +147,7 @@ json_values = st.recursive(
 extra_keys = ["rope_parameters", "layer_types", "quantization_config", "is_causal", "head_dim", "dtype"]
 
 
+@patiently
 @given(
     config=st.sampled_from([QWEN2, QWEN3]),
     changes=st.dictionaries(st.sampled_from([*QWEN3, *extra_keys]), json_values, max_size=4),
@@ -158,6 +162,7 @@ def test_any_config_ends_in_parameters_or_in_our_error(
     assert expected_tensors(parsed)
 
 
+@patiently
 @given(
     rope=st.dictionaries(
         st.sampled_from(["rope_theta", "rope_type", "type", "partial_rotary_factor", "factor"]), json_values

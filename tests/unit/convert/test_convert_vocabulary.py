@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.convert.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
 from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
 from tests import synthetic
+
+# A loaded machine is no failure.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 VOCAB_SIZE = synthetic.TINY.vocab
 TOKENIZER = synthetic.tiny_tokenizer()
@@ -295,6 +298,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@patiently
 @given(place=st.sampled_from(PLACES), value=json_values)
 def test_any_tokenizer_ends_in_a_vocabulary_or_in_our_error(
     scratch: Path, place: tuple[Any, ...], value: Any
@@ -310,6 +314,7 @@ def test_any_tokenizer_ends_in_a_vocabulary_or_in_our_error(
     assert all(token.encode() for token in vocabulary.tokens)
 
 
+@patiently
 @given(
     config=json_values
     | st.dictionaries(
