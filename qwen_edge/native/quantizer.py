@@ -38,7 +38,8 @@ _FALLBACK_LINE = re.compile(
     r"^warning: (?P<name>\S+) .*\(required for type +(?P<wanted>\S+)\).* -> falling back to +(?P<used>\S+)$"
 )
 _IMATRIX_LINE = "will require an imatrix"
-_FAILURE_LINE = re.compile(r"^llama_model_quantize: failed to quantize: (.*)$")
+# The line of the tensor that failed is open when this is logged.
+_FAILURE = re.compile(r"llama_model_quantize: failed to quantize: (.*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,9 @@ class _LogReader:
             self._read(line)
 
     def _read(self, line: str) -> None:
-        if found := _TENSOR_LINE.match(line):
+        if found := _FAILURE.search(line):
+            self.failure = found[1]
+        elif found := _TENSOR_LINE.match(line):
             new_type = _NEW_TYPE.search(found["action"])
             type_name = (new_type[1] or new_type[2]) if new_type else found["type"]
             self._emit({"tensor": found["name"], "type": type_name.upper()})
@@ -175,8 +178,6 @@ class _LogReader:
             self._emit(
                 {"fallback": found["name"], "wanted": found["wanted"].upper(), "used": found["used"].upper()}
             )
-        elif found := _FAILURE_LINE.match(line):
-            self.failure = found[1]
         elif _IMATRIX_LINE in line:
             self._emit({"needs_imatrix": True})
 
