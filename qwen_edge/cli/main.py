@@ -74,10 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # The reader went away (`| head`): not a failure. Nothing more can be written, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (QwenEdgeError, OSError) as error:
         if os.environ.get("QWEN_EDGE_DEBUG") == "1":
             raise

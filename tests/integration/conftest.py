@@ -25,8 +25,8 @@ def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(tiny_bf16: Path) -> Iterator[Model]:
-    """The tiny model, loaded with the fast kernels; the probe has tests of its own."""
-    with load(tiny_bf16, n_ctx=2048, safe_kernels=False) as model:
+    """The tiny model, with the fast kernels (the probe has tests of its own) and the one thread that suits it."""
+    with load(tiny_bf16, n_ctx=2048, n_threads=1, safe_kernels=False) as model:
         yield model
 
 

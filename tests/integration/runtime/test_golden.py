@@ -61,7 +61,7 @@ def test_prompts_are_rendered_and_tokenized_alike(tiny_model: Model) -> None:
 def test_greedy_tokens_equal_those_of_transformers(tmp_path: Path, dtype: Any, widest_gap: float) -> None:
     path = tmp_path / f"tiny-{dtype}.gguf"
     convert_checkpoint(CHECKPOINT, path, dtype=dtype)
-    with load(path, n_ctx=1024, safe_kernels=False) as model:
+    with load(path, n_ctx=1024, n_threads=1, safe_kernels=False) as model:
         differences = first_differences(model)
     assert [d for d in differences if d[2] > widest_gap] == []
     assert len(differences) <= 3

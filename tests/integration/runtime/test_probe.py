@@ -43,7 +43,7 @@ def test_a_good_library_is_probed_once_and_stays_fast(
     starts = _Starts(set())
     monkeypatch.setattr(child, "start_child", starts)
     for _ in range(2):
-        with load(tiny_bf16, n_ctx=256) as model:
+        with load(tiny_bf16, n_ctx=256, n_threads=1) as model:
             assert model.info.settings["kernels"] == "fast"
     assert starts.asked == ["fast"]
 
@@ -54,7 +54,7 @@ def test_a_crash_falls_back_to_safe_kernels_with_one_warning(
     starts = _Starts({"fast"})
     monkeypatch.setattr(child, "start_child", starts)
     with pytest.warns(probe.NativeFallbackWarning, match=r"SIGSEGV.*make setup") as caught:
-        model = load(tiny_bf16, n_ctx=256)
+        model = load(tiny_bf16, n_ctx=256, n_threads=1)
     assert len(caught) == 1
     with model, model.session() as session:
         assert model.info.settings["kernels"] == "safe"
@@ -63,30 +63,30 @@ def test_a_crash_falls_back_to_safe_kernels_with_one_warning(
         )
     assert starts.asked == ["fast", "safe"]
     with pytest.warns(probe.NativeFallbackWarning):
-        load(tiny_bf16, n_ctx=256).close()
+        load(tiny_bf16, n_ctx=256, n_threads=1).close()
     assert starts.asked == ["fast", "safe"]  # remembered
 
 
 def test_a_library_that_always_dies_is_an_error(tiny_bf16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "start_child", _Starts({"fast", "safe"}))
     with pytest.raises(NativeCrashError, match="SIGSEGV"):
-        load(tiny_bf16, n_ctx=256)
+        load(tiny_bf16, n_ctx=256, n_threads=1)
 
 
 def test_an_unwritable_cache_costs_a_probe_and_nothing_else(
     tiny_bf16: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QWEN_EDGE_CACHE", "/proc/nowhere")
-    with load(tiny_bf16, n_ctx=256) as model:
+    with load(tiny_bf16, n_ctx=256, n_threads=1) as model:
         assert model.info.settings["kernels"] == "fast"
 
 
 def test_a_damaged_record_is_a_miss(tiny_bf16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(tiny_bf16, n_ctx=256).close()
+    load(tiny_bf16, n_ctx=256, n_threads=1).close()
     records = list((Path(os.environ["QWEN_EDGE_CACHE"]) / "probe").glob("*.json"))
     assert [json.loads(record.read_text())["kernels"] for record in records] == ["fast"]
     records[0].write_text('{"kernels":')
     starts = _Starts(set())
     monkeypatch.setattr(child, "start_child", starts)
-    load(tiny_bf16, n_ctx=256).close()
+    load(tiny_bf16, n_ctx=256, n_threads=1).close()
     assert starts.asked == ["fast"]

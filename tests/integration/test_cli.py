@@ -1,0 +1,145 @@
+"""The run and chat commands, as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_edge.cli.main import main
+
+Run = subprocess.CompletedProcess[str]
+
+
+def qwen_edge(*args: str | Path, stdin: str = "") -> Run:
+    # One thread: more gain nothing on a model this small, and stall where cores are shared.
+    command = [sys.executable, "-m", "qwen_edge", *map(str, args), "--threads", "1"]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def test_run_prints_the_answer_on_stdout_and_the_rest_on_stderr(tiny_bf16: Path) -> None:
+    result = qwen_edge(
+        "run", tiny_bf16, "What is the capital of Greece?", "--thinking", "on", "--temperature", "0"
+    )
+    assert (result.returncode, result.stdout) == (0, "Athens.\n")
+    assert result.stderr.startswith("thinking: ")
+    assert "tokens/s" in result.stderr
+
+
+def test_run_json_has_every_field(tiny_bf16: Path) -> None:
+    result = qwen_edge(
+        "run", tiny_bf16, "What is the capital of Greece?", "--thinking", "off", "--max-tokens", "30", "--n-ctx", "512",
+        "--temperature", "0.7", "--seed", "1", "--format", "json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    reply: dict[str, Any] = json.loads(result.stdout)
+    assert set(reply) == {"text", "thinking", "tool_calls", "finish_reason", "stats"}
+    assert {
+        "prompt_tokens", "cached_tokens", "generated_tokens", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s",
+        "peak_memory_bytes",
+    } <= set(reply["stats"])  # fmt: skip
+    assert reply["finish_reason"] == "stop"
+    assert reply["stats"]["peak_memory_bytes"] > tiny_bf16.stat().st_size
+
+
+def test_run_reads_the_prompt_from_stdin(tiny_bf16: Path) -> None:
+    result = qwen_edge("run", tiny_bf16, "-", "--thinking", "off", "--temperature", "0", stdin="Say Anna.")
+    assert result.stdout == "Anna\n"
+
+
+def test_chat_answers_each_line_of_a_pipe(tiny_bf16: Path) -> None:
+    turns = "Say Anna.\n\n/stats\n/new\n/nonsense\nSay Karl.\n/exit\nSay Otto.\n"
+    result = qwen_edge("chat", tiny_bf16, "--thinking", "off", "--temperature", "0", stdin=turns)
+    assert (result.returncode, result.stdout) == (0, "Anna\nKarl\n")
+    assert "no command /nonsense" in result.stderr
+    assert "a new conversation" in result.stderr
+
+
+def test_chat_json_is_one_line_a_reply(tiny_bf16: Path) -> None:
+    result = qwen_edge(
+        "chat",
+        tiny_bf16,
+        "--thinking",
+        "off",
+        "--temperature",
+        "0",
+        "--format",
+        "json",
+        stdin="Say Anna.\nSay Karl.",
+    )
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["Anna", "Karl"]
+
+
+def test_chat_goes_on_after_a_turn_that_does_not_fit(tiny_bf16: Path) -> None:
+    turns = f"{'word ' * 500}\nSay Anna.\n"
+    result = qwen_edge(
+        "chat", tiny_bf16, "--n-ctx", "128", "--thinking", "off", "--temperature", "0", stdin=turns
+    )
+    assert (result.returncode, result.stdout) == (0, "Anna\n")
+    assert "holds 128" in result.stderr
+
+
+def test_ctrl_c_ends_the_program_with_130_and_no_traceback(tiny_bf16: Path) -> None:
+    command = [sys.executable, "-m", "qwen_edge", "chat", str(tiny_bf16), "--threads", "1"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write("Say Anna.\n/stats\n")
+    process.stdin.flush()
+    while "tokens/s" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)  # the answer is out; now it waits for the next line
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tiny_bf16: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [
+        sys.executable,
+        "-m",
+        "qwen_edge",
+        "run",
+        str(tiny_bf16),
+        "Say Anna.",
+        "--thinking",
+        "off",
+        "--threads",
+        "1",
+    ]
+    result = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write_end)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["run", "absent.gguf", "Hi"], 1, "no file absent.gguf"),
+        (["run", "qwen3-0.6", "Hi"], 1, "Did you mean qwen3-0.6b?"),
+        (["run", "qwen2.5-coder-0.5b", "Hi"], 1, "qwen-edge demo --model qwen2.5-coder-0.5b"),
+        (["rnu"], 2, "Did you mean 'run'?"),
+        (["run"], 2, "Missing argument"),
+        (["run", "x", "Hi", "--max-tokens", "0"], 2, "max-tokens"),
+        (["run", "x", "Hi", "--thinking", "maybe"], 2, "thinking"),
+    ],
+)
+def test_what_goes_wrong_is_said(
+    args: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
