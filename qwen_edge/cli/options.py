@@ -28,7 +28,12 @@ class GenerationOptions:
         """Return the recommended sampling with what was asked for in its place."""
         import dataclasses
 
-        asked: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+        asked: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+        }
         return dataclasses.replace(
             recommended, **{name: value for name, value in asked.items() if value is not None}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,8 @@ class LlamaEngine(Engine):
         self._config = config
         self._n_threads = config.n_threads or device.usable_cores()
         self._model = model = NativeModel(path, load_mode=config.load_mode, safe_kernels=safe_kernels)
+        # Qwen's tokenizer composes characters first (its tokenizer.json has the normalizer NFC); llama.cpp does not.
+        self._takes_nfc = model.metadata("tokenizer.ggml.pre") == "qwen2"
         self.info = ModelInfo(
             path=path,
             engine="llama.cpp",
@@ -122,6 +125,8 @@ class LlamaEngine(Engine):
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
         """See Engine.tokenize."""
+        if self._takes_nfc:
+            text = unicodedata.normalize("NFC", text)
         return self._model.tokenize(text, parse_special=parse_special)
 
     def token_bytes(self, token: int) -> bytes:

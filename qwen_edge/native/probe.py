@@ -51,10 +51,10 @@ class Verdict:
             return ""
         return (
             f"the native library's fast kernels crash on this CPU ({self.crash}), so the plain ones are used: "
-            "answers are the same, prompts are read two to three times slower and replies come slower. "
-            "GCC 12.0 to 12.3 and 13.0 to 13.2 miscompile the AMX kernels. To mend it, build the library again with the "
-            'right flags: make setup   or: CXXFLAGS="-fno-tree-dse -fno-dse" pip install --force-reinstall '
-            "--no-cache-dir --no-deps llama-cpp-python"
+            "answers are as good, but slower, above all on long prompts. The usual cause: GCC 12.0 to 12.3 and 13.0 to "
+            "13.2 miscompile the AMX kernels. To mend it, build the library again with the right flags. In a checkout: "
+            'make setup. Elsewhere: CXXFLAGS="-fno-tree-dse -fno-dse" pip install --force-reinstall --no-cache-dir '
+            "--no-deps llama-cpp-python"
         )
 
 

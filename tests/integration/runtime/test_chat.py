@@ -42,6 +42,11 @@ def test_calls_a_tool_and_uses_the_result(tiny_model: Model, eval_lines: Lines) 
             assert answer.text == line["answer"]
 
 
+def test_decomposed_characters_get_the_tokens_of_composed_ones(tiny_model: Model) -> None:
+    """As in Qwen's tokenizer, which normalizes to NFC."""
+    assert tiny_model.engine.tokenize("Straßen u\u0308ber") == tiny_model.engine.tokenize("Straßen \u00fcber")
+
+
 def test_cached_turns_answer_like_fresh_ones(tiny_model: Model) -> None:
     questions = [
         "What is 12 + 30?",
