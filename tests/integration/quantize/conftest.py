@@ -9,5 +9,5 @@ EVAL = Path(__file__).parents[3] / "examples" / "tiny-qwen3" / "eval"
 
 @pytest.fixture(scope="session")
 def eval_text() -> str:
-    """Prose and code that the tiny model was not trained on: 38,4xx tokens, 75 windows of 512."""
+    """Prose and code that the tiny model was not trained on: 75 windows of 512 tokens."""
     return "".join((EVAL / name).read_bytes().decode() for name in ("prose.txt", "code.txt"))
