@@ -149,12 +149,12 @@ class LlamaEngine(Engine):
             )
         context = NativeContext(self._model, self._config, self._n_threads, logits_for_all=True)
         try:
-            rows = []
+            logits = np.empty((len(tokens), self.info.n_vocab), dtype=np.float32)
             for start in range(0, len(tokens), context.n_batch):
                 part = tokens[start : start + context.n_batch]
                 context.append(part)
-                rows.append(context.logits(len(part)))
-            return np.concatenate(rows)
+                context.copy_logits(logits[start : start + len(part)])
+            return logits
         finally:
             context.close()
 

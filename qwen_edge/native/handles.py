@@ -315,19 +315,15 @@ class NativeContext:
                 n_tokens = 0
             self.n_past = n_tokens
 
-    def logits(self, count: int = 1) -> NDArray[np.float32]:
-        """Return a copy of the logits of the last call.
+    def copy_logits(self, out: NDArray[np.float32]) -> None:
+        """Copy the logits of the last call.
 
         Args:
-            count: Rows, counted from the first token of the call; more than 1 needs logits_for_all.
-
-        Returns:
-            float32 [count, n_vocab].
+            out: float32 [rows, n_vocab], one row for each token of the call, which needs logits_for_all.
         """
         with self._lock:
             pointer = self._api.llama_get_logits(self.handle)
-            view: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(count, self.model.n_vocab))
-            return view.copy()
+            out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
 
     def cancel(self) -> None:
         """Make the native call in flight return at its next graph node. Callable from any thread."""
