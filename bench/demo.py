@@ -76,18 +76,14 @@ class DemoConfig:
         model: "tiny" (the checkpoint embedded in the repository), a name of the catalog, a checkpoint folder or a
             GGUF file.
         output: Folder for the files made.
-        bench: Workload and repetitions for each file.
-        kld_chunks: Most windows of 512 tokens that quality is measured on.
+        workload: What each file is measured with.
+        repetitions: How often.
     """
 
     model: str = TINY
     output: Path = Path("demo-out")
-    bench: BenchConfig = field(
-        default_factory=lambda: BenchConfig(
-            workload=Workload(prompt_tokens=256, generate_tokens=64), repetitions=3
-        )
-    )
-    kld_chunks: int = 8
+    workload: Workload = field(default_factory=lambda: Workload(prompt_tokens=256, generate_tokens=64))
+    repetitions: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +163,7 @@ def run_demo(config: DemoConfig, toolkit: Toolkit, stage: Stage) -> DemoResult:
     files = _shrink(source, reference, config, toolkit, stage)
     talk_file = reference if source.is_converted else files[source.name_of("Q8_0")]
     exchanges, outcomes = _talk(source, talk_file, stage)
-    quality = _evaluate(source, reference, files, config, toolkit, stage)
+    quality = _evaluate(source, reference, files, toolkit, stage)
     record = _bench(source, [reference, *files.values()], config, stage)
     candidates = _candidates(source, reference, quality, record)
     advice = choose(candidates)
@@ -233,6 +229,7 @@ def _shrink(
                 type_name,
                 allow_requantize=source.is_converted,
                 overwrite=True,
+                n_threads=source.n_threads,
                 progress=progress,
             )
         stage.say(
@@ -245,7 +242,7 @@ def _shrink(
 def _talk(
     source: Source, file: Path, stage: Stage
 ) -> tuple[Sequence[demo_chat.Exchange], Sequence[ten_prompts.Outcome]]:
-    with qwen_edge.load(file, n_ctx=_N_CTX) as model:
+    with qwen_edge.load(file, n_ctx=_N_CTX, n_threads=source.n_threads) as model:
         if source.is_tiny:
             stage.step(f"Asking {file.name}: directly, with thinking, with a tool")
             return demo_chat.converse(model, stage), ()
@@ -263,12 +260,7 @@ def _talk(
 
 
 def _evaluate(
-    source: Source,
-    reference: Path,
-    files: dict[str, Path],
-    config: DemoConfig,
-    toolkit: Toolkit,
-    stage: Stage,
+    source: Source, reference: Path, files: dict[str, Path], toolkit: Toolkit, stage: Stage
 ) -> dict[str, Any]:
     """Return the quality report of each file but the reference, by name."""
     stage.step(f"Measuring quality: KL divergence from {source.reference_label} on held-out text")
@@ -277,22 +269,27 @@ def _evaluate(
     for name, file in files.items():
         with stage.rounds_progress(name) as progress:
             reports[name] = toolkit.evaluate(
-                reference, file, text, n_ctx=_KLD_N_CTX, chunks=config.kld_chunks, progress=progress
+                reference, file, text, n_ctx=_KLD_N_CTX, n_threads=source.n_threads, progress=progress
             )
+        stage.say(
+            f"{name}: KLD {reports[name].mean_kld:.4f}, same top token {reports[name].same_top_share:.1%} "
+            f"of {reports[name].tokens_scored:,} predictions"
+        )
     return reports
 
 
 def _bench(source: Source, files: Sequence[Path], config: DemoConfig, stage: Stage) -> BenchRecord:
-    workload = config.bench.workload
+    workload = config.workload
+    bench = BenchConfig(workload=workload, repetitions=config.repetitions, n_threads=source.n_threads)
     stage.step(
         f"Measuring speed and memory: prefill of {workload.prompt_tokens}, decode of {workload.generate_tokens} "
-        f"tokens, medians of {config.bench.repetitions}"
+        f"tokens, medians of {config.repetitions}"
     )
     with stage.rounds_progress("speed") as progress:
         position = {str(file): index for index, file in enumerate(files)}
         record = run_benchmark(
             files,
-            config.bench,
+            bench,
             progress=lambda file, done, total: progress(position[file] * total + done, len(files) * total),
         )
     for text in record.warnings:
