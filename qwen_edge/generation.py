@@ -24,6 +24,7 @@ class GenerationRequest:
         sampling: How tokens are chosen.
         max_tokens: Most tokens to generate; None goes on to the end of the context.
         starts_thinking: The prompt ends inside a thought.
+        tool_names: Tools on offer, for calls that come without their tags.
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
     """
 
@@ -31,6 +32,7 @@ class GenerationRequest:
     sampling: SamplingConfig
     max_tokens: int | None = None
     starts_thinking: bool = False
+    tool_names: tuple[str, ...] = ()
     ignore_end: bool = False
 
 
@@ -134,7 +136,7 @@ def generate(
         QwenEdgeError: Whatever the engine raises, except that a cancel() ends the reply without an error.
     """
     context = cache.context
-    parser = ReplyParser(starts_thinking=request.starts_thinking)
+    parser = ReplyParser(starts_thinking=request.starts_thinking, tool_names=request.tool_names)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     finish: FinishReason = "cancelled"
     try:

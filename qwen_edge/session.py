@@ -144,6 +144,7 @@ class Session:
                     sampling=sampling,
                     max_tokens=max_tokens,
                     starts_thinking=opens_thought(prompt),
+                    tool_names=tuple(tool["function"]["name"] for tool in self.tools),
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
             finally:

@@ -6,17 +6,23 @@ r"""From the raw stream of a reply to text, thinking and tool calls.
     state    └─────── thinking ───────────┘       text        └───────────── tool ────────────┘
 
 Markup may arrive in any pieces; what could be the beginning of a tag is held back until it is decided.
+
+Small models (Qwen2.5-Coder-0.5B among them) forget the tags and answer with the bare JSON of a call, fenced or not.
+When tools are on offer, an answer that is nothing but calls of those tools is taken as what it is.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Literal
 
 from qwen_edge.types import Chunk, ChunkKind, ToolCall
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
+
+_FENCE = "```"
 
 State = Literal["text", "thinking", "tool"]
 
@@ -30,17 +36,20 @@ _LEADS_TO: dict[State, dict[str, State]] = {
 class ReplyParser:
     """Splits a streamed reply. Feed it text, then finish(); both return the chunks that became certain."""
 
-    def __init__(self, *, starts_thinking: bool = False) -> None:
+    def __init__(self, *, starts_thinking: bool = False, tool_names: Collection[str] = ()) -> None:
         """Begin a reply.
 
         Args:
             starts_thinking: The prompt ended inside `<think>`, so that the reply begins in a thought.
+            tool_names: Tools on offer. An answer that begins like a bare call of one is held back until its end.
         """
         self.state: State = "thinking" if starts_thinking else "text"
         self._pending = ""
         self._tool_text = ""
         self._at_start = True
         self._newlines = ""
+        self._tool_names = frozenset(tool_names)
+        self._undecided: str | None = "" if self._tool_names else None
         self._parts: dict[ChunkKind, list[str]] = {"text": [], "thinking": []}
         self._calls: list[ToolCall] = []
 
@@ -85,17 +94,25 @@ class ReplyParser:
         if self.state == "tool":
             self._end_call(chunks, closed=False)
             self.state = "text"
+        self._decide(chunks)
         return chunks
 
     def _enter(self, state: State, chunks: list[Chunk]) -> None:
         if self.state == "tool":
             self._end_call(chunks, closed=True)
+        elif self.state == "text" and state == "tool":
+            self._decide(chunks)
         self.state = state
         self._at_start, self._newlines = True, ""
 
     def _take(self, text: str, chunks: list[Chunk]) -> None:
         if self.state == "tool":
             self._tool_text += text
+            return
+        if self.state == "text" and self._undecided is not None:
+            self._undecided += text
+            if not _begins_like_a_call(self._undecided):
+                self._decide(chunks)
             return
         # Newlines around a part belong to the markup; at its end they are held until more follows.
         text = self._newlines + text
@@ -111,6 +128,18 @@ class ReplyParser:
         self._at_start = False
         self._parts[kind].append(body)
         chunks.append(Chunk(kind, body))
+
+    def _decide(self, chunks: list[Chunk]) -> None:
+        """End the doubt whether the answer is a bare call: it is one, or it is text from its beginning."""
+        text, self._undecided = self._undecided, None
+        if not text:
+            return
+        calls = _bare_calls(text, self._tool_names)
+        for call in calls:
+            self._calls.append(call)
+            chunks.append(Chunk("tool_call", tool_call=call))
+        if not calls:
+            self._take(text, chunks)
 
     def _end_call(self, chunks: list[Chunk], *, closed: bool) -> None:
         raw, self._tool_text = self._tool_text, ""
@@ -146,6 +175,36 @@ def parse_tool_call(raw: str) -> ToolCall | None:
     if arguments is None:
         arguments = {}
     return ToolCall(data["name"], arguments) if isinstance(arguments, dict) else None
+
+
+def _without_fence(text: str) -> str:
+    """Return a text without the ```json that may open it and the ``` that may close it."""
+    text = text.strip()
+    if text.startswith(_FENCE):
+        text = text.removeprefix(_FENCE).removeprefix("json").removesuffix(_FENCE).strip()
+    return text
+
+
+def _begins_like_a_call(text: str) -> bool:
+    start = text.lstrip()
+    return f"{_FENCE}json".startswith(start) or _without_fence(start)[:1] in ("", "{")
+
+
+def _bare_calls(text: str, names: Collection[str]) -> list[ToolCall]:
+    """Return the calls of tools on offer that a text consists of; none when it holds anything else."""
+    text = _without_fence(text)
+    calls = []
+    while text:
+        try:
+            _, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return []
+        call = parse_tool_call(text[:end])
+        if call is None or call.name not in names:
+            return []
+        calls.append(call)
+        text = text[end:].lstrip()
+    return calls
 
 
 def _first_tag(text: str, tags: dict[str, State]) -> tuple[int, str]:

@@ -11,9 +11,9 @@ from qwen_edge.types import Chunk, ToolCall
 
 
 def parse(
-    raw: str, *, pieces: list[str] | None = None, starts_thinking: bool = False
+    raw: str, *, pieces: list[str] | None = None, starts_thinking: bool = False, tools: tuple[str, ...] = ()
 ) -> tuple[ReplyParser, list[Chunk]]:
-    parser = ReplyParser(starts_thinking=starts_thinking)
+    parser = ReplyParser(starts_thinking=starts_thinking, tool_names=tools)
     chunks = [chunk for piece in (pieces or [raw]) for chunk in parser.feed(piece)]
     return parser, chunks + parser.finish()
 
@@ -89,6 +89,52 @@ def test_forms_of_arguments(raw: str, arguments: dict[str, object]) -> None:
     assert parse_tool_call(raw) == ToolCall("f", arguments)
 
 
+BARE = '{"name": "f", "arguments": {"x": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "calls"),
+    [
+        (BARE, 1),
+        (f"\n{BARE}\n", 1),
+        (f"```json\n{BARE}\n```", 1),
+        (f"```\n{BARE}\n```", 1),
+        (f"{BARE}\n{BARE}", 2),
+        (f"<think>\nhm\n</think>\n\n{BARE}", 1),
+        (f"{BARE}\n<tool_call>{BARE}</tool_call>", 2),
+    ],
+)
+def test_calls_without_tags_are_calls_when_tools_are_on_offer(raw: str, calls: int) -> None:
+    parser, _ = parse(raw, tools=("f", "g"))
+    assert (len(parser.tool_calls), parser.text) == (calls, "")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        f"Call this: {BARE}",
+        f"{BARE} and more",
+        '{"name": "unknown", "arguments": {}}',
+        '{"city": "Vienna"}',
+        '{"name": "f", "argu',
+        "```python\nprint(1)\n```",
+        "```json\n[1]\n```",
+        "{",
+        "`",
+    ],
+)
+def test_what_is_not_only_calls_of_tools_on_offer_is_text(raw: str) -> None:
+    parser, chunks = parse(raw, tools=("f",))
+    assert (parser.tool_calls, parser.text) == ((), raw)
+    assert "".join(chunk.text for chunk in chunks) == raw
+    assert parse(raw)[0].text == raw
+
+
+def test_text_is_not_held_back_longer_than_needed() -> None:
+    parser = ReplyParser(tool_names=("f",))
+    assert parser.feed("Hello") == [Chunk("text", "Hello")]
+
+
 _MARKUP = st.sampled_from(
     [
         "<think>",
@@ -106,12 +152,18 @@ _MARKUP = st.sampled_from(
 )
 
 
-@given(raw=st.lists(_MARKUP | st.text(max_size=4)).map("".join), data=st.data())
-def test_any_cut_of_the_stream_gives_the_same_reply(raw: str, data: st.DataObject) -> None:
+@given(
+    raw=st.lists(_MARKUP | st.text(max_size=4)).map("".join),
+    tools=st.sampled_from([(), ("f",)]),
+    data=st.data(),
+)
+def test_any_cut_of_the_stream_gives_the_same_reply(
+    raw: str, tools: tuple[str, ...], data: st.DataObject
+) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
     pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-    whole, _ = parse(raw)
-    cut, chunks = parse(raw, pieces=pieces)
+    whole, _ = parse(raw, tools=tools)
+    cut, chunks = parse(raw, pieces=pieces, tools=tools)
     assert (cut.text, cut.thinking, cut.tool_calls) == (whole.text, whole.thinking, whole.tool_calls)
     assert "".join(c.text for c in chunks if c.kind == "text") == whole.text
     assert "".join(c.text for c in chunks if c.kind == "thinking") == whole.thinking
