@@ -38,6 +38,10 @@ _LOAD_MODES = {"read": 0, "mmap": 1}
 _FLASH_ATTENTION = {"off": 0, "on": 1}
 _RANDOM_SEED = 0xFFFFFFFF
 
+# Measured on Qwen2.5-0.5B: with AMX 1 and 8 rows are slow, 16 to 512 equally fast; without AMX 1 is slow, 64 and 512
+# are equal. Resident memory is the same with all.
+_RESERVED_LOGITS_ROWS = 64
+
 
 def check_is_gguf(path: Path) -> None:
     """Check that a path is a readable GGUF file, as far as its first bytes tell.
@@ -222,8 +226,9 @@ class NativeContext:
         params.n_ctx = config.n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = 1
-        # Without this the compute buffer is sized for the logits of a whole batch.
-        params.n_outputs_max = n_batch if logits_for_all else 1
+        # The compute buffer is laid out for this many rows of logits. The default, a whole batch, reserves 311 MB of
+        # address space for Qwen's vocabulary; with the layout for a single row prefill takes up to 47% more CPU time.
+        params.n_outputs_max = n_batch if logits_for_all else min(n_batch, _RESERVED_LOGITS_ROWS)
         params.n_threads = params.n_threads_batch = n_threads
         params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
         params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
