@@ -103,20 +103,21 @@ def _ties(candidate: Candidate, fastest: Candidate) -> bool:
 def _reason(choice: Candidate, tied: Sequence[Candidate], candidates: Sequence[Candidate]) -> str:
     speed = f"{choice.decode.median:.0f} tokens/s"
     others = [candidate for candidate in tied if candidate is not choice]
+    refused = [candidate for candidate in candidates if not candidate.is_acceptable]
     if others:
         listed = ", ".join(f"{other.label} ({other.decode.median:.0f})" for other in others)
         equal = all(_quality(other) == _quality(choice) for other in others)
         merit = "the smallest of equal quality" if equal else "the best quality"
         lead = f"decodes {speed}, a tie within the noise with {listed}, and of these it is {merit}"
     else:
-        lead = f"the fastest decode, {speed}"
-    quality = (
-        "it is the reference"
-        if choice.is_reference
-        else f"KLD {choice.mean_kld:.4f}, same top token {choice.same_top_share:.1%}"
-    )
-    refused = [candidate.label for candidate in candidates if not candidate.is_acceptable]
-    return f"{lead} ({quality})" + (f"; left out for quality: {', '.join(refused)}" if refused else "")
+        lead = f"the fastest decode{' of acceptable quality' if refused else ''}, {speed}"
+    quality = "it is the reference" if choice.is_reference else _quality_text(choice)
+    left_out = ", ".join(f"{candidate.label} ({_quality_text(candidate)})" for candidate in refused)
+    return f"{lead} ({quality})" + (f"; left out for quality: {left_out}" if left_out else "")
+
+
+def _quality_text(candidate: Candidate) -> str:
+    return f"KLD {candidate.mean_kld:.4f}, same top token {candidate.same_top_share:.1%}"
 
 
 def _quality(candidate: Candidate) -> float:

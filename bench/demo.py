@@ -28,6 +28,7 @@ from qwen_edge.bench.demo_source import TINY, Source, find_source, held_out_text
 from qwen_edge.bench.figure import save_figure
 from qwen_edge.bench.record import BenchRecord
 from qwen_edge.bench.runner import BenchConfig, run_benchmark
+from qwen_edge.bench.tables import count
 from qwen_edge.bench.workload import Workload
 from qwen_edge.errors import ConfigError
 from qwen_edge.files import atomic_path
@@ -181,7 +182,8 @@ def run_demo(config: DemoConfig, toolkit: Toolkit, stage: Stage) -> DemoResult:
         else f"qwen-edge chat {advice.choice.cost.file}",
         duration_s=time.monotonic() - start,
     )
-    title = f"{source.title} on {record.machine['cpu']}, {record.results[0].settings['threads']} threads"
+    threads = count(record.results[0].settings["threads"], "thread")
+    title = f"{source.title} on {record.machine['cpu']}, {threads}"
     save_figure(result.figure, title, source.reference_label, candidates, advice.choice)
     with atomic_path(result.record_file) as part:
         part.write_text(json.dumps(result.to_dict(), ensure_ascii=False, indent=2) + "\n")
@@ -214,12 +216,7 @@ def _shrink(
     """Quantize the reference; return the files by name."""
     types = [name for name in _TYPES if name != source.reference_label]
     stage.step(f"Quantizing to {', '.join(types[:-1])} and {types[-1]}")
-    if source.is_converted:
-        stage.say(
-            f"{reference.name} is quantized already, so these lose precision twice: fit to compare speed and "
-            "memory, worse in quality than the same types made from the checkpoint."
-        )
-    files = {}
+    files, twice = {}, False
     for type_name in types:
         target = config.output / source.name_of(type_name)
         with stage.bytes_progress(target.name) as progress:
@@ -236,6 +233,12 @@ def _shrink(
             f"{target.name}: {report.size_bytes / 1e6:,.1f} MB, {report.bits_per_weight:.2f} bits a weight"
         )
         files[target.name] = target
+        twice = twice or report.requantized > 0
+    if twice:
+        stage.say(
+            f"{reference.name} was quantized already, so these have lost precision twice: fit to compare speed and "
+            "memory, worse in quality than the same types made from the checkpoint."
+        )
     return files
 
 

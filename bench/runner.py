@@ -181,8 +181,8 @@ def remembered_sha256(path: Path) -> str:
     identity = f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
     store = paths.cache_root() / "sha256.json"
     known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(store.read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(store.read_text()))
     if identity not in known:
         known[identity] = sha256_file(path)
         # A cache that cannot be written costs reading the file again, nothing else.

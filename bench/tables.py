@@ -40,9 +40,14 @@ def seconds(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
+def count(number: int, noun: str) -> str:
+    """Return "1 thread", "2 threads"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def short_names(files: Sequence[str]) -> list[str]:
-    """Return file names without their folders, unless two would look the same."""
-    names = [Path(file).name for file in files]
+    """Return file names without folder and ".gguf", unless two would look the same."""
+    names = [Path(file).name.removesuffix(".gguf") for file in files]
     return names if len(set(names)) == len(names) else list(files)
 
 
@@ -80,7 +85,7 @@ def bench_caption(record: BenchRecord) -> str:
     return (
         f"prefill of {workload['prompt_tokens']} and decode of {workload['generate_tokens']} tokens "
         f"behind {workload['depth']} cached ones, medians of {workload['repetitions']}\n"
-        f"{record.machine['cpu']}, {settings['threads']} threads, n_ctx {settings['n_ctx']}, "
+        f"{record.machine['cpu']}, {count(settings['threads'], 'thread')}, n_ctx {settings['n_ctx']}, "
         f"flash attention {settings['flash_attention']}"
     )
 

@@ -12,7 +12,8 @@ def test_the_fastest_acceptable_file_wins(make_candidate):
 def test_speed_does_not_buy_bad_answers(make_candidate):
     by_kld = choose([make_candidate("Q4_K_M", 5, 40), make_candidate("Q2_K", 3, 90, kld=0.3)])
     assert by_kld.choice.label == "Q4_K_M"
-    assert by_kld.reason.endswith("left out for quality: Q2_K")
+    assert by_kld.reason.startswith("the fastest decode of acceptable quality, 40 tokens/s")
+    assert by_kld.reason.endswith("; left out for quality: Q2_K (KLD 0.3000, same top token 92.0%)")
     by_top = choose([make_candidate("Q4_K_M", 5, 40), make_candidate("Q2_K", 3, 90, same_top=0.8)])
     assert by_top.choice.label == "Q4_K_M"
 
