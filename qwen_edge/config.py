@@ -78,7 +78,8 @@ class SamplingConfig:
         min_p: Drop tokens below this share of the most likely one's probability.
         presence_penalty: Subtracted from the logit of each token already generated in this reply.
         repetition_penalty: Divides positive logits of such tokens, multiplies negative ones.
-        penalty_last_n: How many of the last generated tokens the penalties look at.
+        penalty_last_n: How many of the last generated tokens the penalties look at; 64 is llama.cpp's default too. With top_k
+            20, up to 108 costs half of what more does (llama.cpp's partial sort ends at 128 candidates).
         seed: For the draw; None takes a fresh one.
     """
 
@@ -88,7 +89,7 @@ class SamplingConfig:
     min_p: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    penalty_last_n: int = 256
+    penalty_last_n: int = 64
     seed: int | None = None
 
     def __post_init__(self) -> None:
