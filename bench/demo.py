@@ -13,6 +13,7 @@ Converting, quantizing and evaluating are handed in by the command line: bench s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -79,12 +80,14 @@ class DemoConfig:
         output: Folder for the files made.
         workload: What each file is measured with.
         repetitions: How often.
+        n_threads: CPU threads; None takes what suits the model.
     """
 
     model: str = TINY
     output: Path = Path("demo-out")
     workload: Workload = field(default_factory=lambda: Workload(prompt_tokens=256, generate_tokens=64))
     repetitions: int = 3
+    n_threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +163,8 @@ def run_demo(config: DemoConfig, toolkit: Toolkit, stage: Stage) -> DemoResult:
     start = time.monotonic()
     _check_output(config.output)
     source = find_source(config.model, stage)
+    if config.n_threads is not None:
+        source = dataclasses.replace(source, n_threads=config.n_threads)
     reference = _reference_file(source, config, toolkit, stage)
     files = _shrink(source, reference, config, toolkit, stage)
     talk_file = reference if source.is_converted else files[source.name_of("Q8_0")]

@@ -97,7 +97,9 @@ def test_demo_of_a_quantized_file_asks_ten_prompts_and_says_what_is_lost(tmp_pat
     source = tmp_path / "tiny-Q8_0.gguf"
     quantize_file(tiny_bf16, source, "Q8_0")
     workload = Workload(prompt_tokens=8, generate_tokens=2)
-    config = DemoConfig(model=str(source), output=tmp_path / "out", workload=workload, repetitions=1)
+    config = DemoConfig(
+        model=str(source), output=tmp_path / "out", workload=workload, repetitions=1, n_threads=1
+    )
     result = run_demo(config, TOOLKIT, TerminalStage(to_stderr=True))
     record = check_files(result)
     assert record["ten_prompts"]["asked"] == 10

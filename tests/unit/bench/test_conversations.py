@@ -76,10 +76,8 @@ def test_a_wrong_answer_fails_alone(skill):
     assert [name for name, outcome in outcomes.items() if not outcome.passed] == [skill]
 
 
-def test_a_tool_call_in_plain_text_is_none():
-    outcome = ask({**RIGHT, "Tool call": '{"name": "get_weather", "arguments": {"city": "Vienna"}}'})[
-        "Tool call"
-    ]
+def test_talking_about_a_call_is_none():
+    outcome = ask({**RIGHT, "Tool call": "I would call get_weather for Vienna."})["Tool call"]
     assert outcome.problem == "no tool call, only text"
     assert len(outcome.replies) == 1
 
