@@ -6,7 +6,6 @@ ORDER is JSON; so are the lines on stdout: {"progress": [done, total]}, then {"r
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 import time
@@ -25,19 +24,6 @@ from qwen_edge.native import library, probe
 _CHUNK_BYTES = 8 << 20
 
 
-def peak_rss_bytes() -> int:
-    """Return the largest resident size of this program, not of the one that started it.
-
-    Linux hands ru_maxrss of getrusage on from the starting process through vfork and exec; VmHWM belongs to the
-    address space, which is new.
-    """
-    try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return int(found.group(1)) * 1024 if found else device.peak_memory_bytes()
-
-
 def run(order: dict[str, Any]) -> dict[str, Any]:
     """Load the file, run the workload, return the report: the fields of FileResult that are measured."""
     path = Path(order["file"])
@@ -51,7 +37,9 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     with qwen_edge.load(path, config) as model, model.session() as session:
         load_s = time.perf_counter() - start
         repetitions = measure(model, session, workload, order["repetitions"], _say_progress)
-        memory = MemoryUse(peak_rss_bytes=peak_rss_bytes(), private_dirty_bytes=device.private_dirty_bytes())
+        memory = MemoryUse(
+            peak_rss_bytes=device.peak_memory_bytes(), private_dirty_bytes=device.private_dirty_bytes()
+        )
         info = model.info
     return {
         "bits_per_weight": 8 * info.weights_bytes / info.n_params,

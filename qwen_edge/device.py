@@ -62,7 +62,12 @@ def _cgroup_cpu_quota() -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size this process has had (getrusage ru_maxrss)."""
+    """Return the largest resident size this process has had."""
+    if sys.platform == "linux":
+        # Not getrusage: its ru_maxrss survives exec, so a child begins with its parent's. Source: proc(5), VmHWM.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
     try:
         import resource
     except ImportError:  # Windows
@@ -71,7 +76,7 @@ def peak_memory_bytes() -> int:
         info: Any = psutil.Process().memory_info()
         return int(info.peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Source: getrusage(2): kilobytes on Linux, bytes on macOS.
+    # Source: getrusage(2): bytes on macOS, kilobytes elsewhere.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -97,7 +97,7 @@ class GenerationStats:
         ttft_s: Seconds from the call to the first sampled token: template, tokenizing, prefill, sampling.
         prefill_s: Seconds spent evaluating the prompt_tokens - cached_tokens new prompt tokens.
         decode_s: Seconds from the first sampled token to the last.
-        peak_memory_bytes: Largest resident size of the process so far (getrusage ru_maxrss).
+        peak_memory_bytes: Largest resident size of the process so far.
     """
 
     prompt_tokens: int

@@ -10,7 +10,7 @@ import click
 
 from qwen_edge.cli.options import GenerationOptions, generation_options
 from qwen_edge.cli.output import format_option, note
-from qwen_edge.cli.stream import show_stats, show_stream
+from qwen_edge.cli.stream import ctrl_c_cancels, show_stats, show_stream
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.session import Session
 from qwen_edge.types import Reply
@@ -80,12 +80,13 @@ def _answer(session: Session, text: str, options: GenerationOptions, output_form
     sampling = options.sampling(session.recommended_sampling(options.thinking))
     stream = session.stream(text, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling)
     try:
-        if output_format == "json":
-            for _ in stream:
-                pass
-            click.echo(json.dumps(stream.reply.to_dict(), ensure_ascii=False))
-        else:
-            show_stream(stream)
+        with ctrl_c_cancels(session):
+            if output_format == "json":
+                for _ in stream:
+                    pass
+                click.echo(json.dumps(stream.reply.to_dict(), ensure_ascii=False))
+            else:
+                show_stream(stream)
     except KeyboardInterrupt:
         stream.close()
         note("\n(stopped)")

@@ -8,7 +8,7 @@ import click
 
 from qwen_edge.cli.options import GenerationOptions, generation_options
 from qwen_edge.cli.output import format_option, print_json
-from qwen_edge.cli.stream import show_stats, show_stream
+from qwen_edge.cli.stream import ctrl_c_cancels, show_stats, show_stream
 
 
 @click.command()
@@ -33,10 +33,11 @@ def command(
         stream = session.stream(
             prompt, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling
         )
-        if output_format == "json":
-            for _ in stream:
-                pass
-            print_json(stream.reply.to_dict())
-        else:
-            show_stream(stream)
-            show_stats(stream.reply)
+        with ctrl_c_cancels(session):
+            if output_format == "json":
+                for _ in stream:
+                    pass
+                print_json(stream.reply.to_dict())
+            else:
+                show_stream(stream)
+                show_stats(stream.reply)

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import sys
+import threading
+from collections.abc import Iterator
 
 import click
 
-from qwen_edge.session import ReplyStream
+from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
+
+
+@contextlib.contextmanager
+def ctrl_c_cancels(session: Session) -> Iterator[None]:
+    """Let Ctrl-C end the native call in flight, while the block runs; KeyboardInterrupt follows at its end.
+
+    Python runs signal handlers only when the native call returns, which for a batch of a prompt may take seconds.
+    The signal's number is written to a socket at once, and a thread that reads it cancels. The handler itself does
+    nothing: an exception from it could strike inside a callback of the library, where it would be lost.
+    Only for a program that owns its process: there is one wakeup descriptor, and one main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = threading.Event()
+    ours, signals = socket.socketpair()
+    signals.setblocking(False)
+
+    def watch() -> None:
+        while received := ours.recv(1):
+            if received[0] == signal.SIGINT:
+                interrupted.set()
+                session.cancel()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: None)
+    descriptor = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        signal.signal(signal.SIGINT, handler)
+        signals.close()
+        watcher.join()
+        ours.close()
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def show_stream(stream: ReplyStream) -> None:

@@ -94,7 +94,8 @@ class NativeModel:
         params.n_gpu_layers = 0
         params.use_extra_bufts = not safe_kernels
         library.clear_log()
-        self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
+        with library.interrupt_deferred():
+            self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
             raise GGUFError(
                 f"llama.cpp cannot load {self.path}: {library.last_errors() or 'no reason given'}",
@@ -239,7 +240,8 @@ class NativeContext:
         params.abort_callback = ctypes.cast(_libc_strlen(), api.ggml_abort_callback)
         params.abort_callback_data = ctypes.cast(self._cancel_flag, ctypes.c_void_p)
         library.clear_log()
-        self._handle = api.llama_init_from_model(model.handle, params)
+        with library.interrupt_deferred():
+            self._handle = api.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise NativeError(
                 f"llama.cpp cannot make a context of {config.n_ctx} tokens: {library.last_errors() or 'no reason given'}",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +86,32 @@ def _log_callback(bindings: ModuleType) -> Any:
 
 
 _kept_callback: Any = None
+
+
+@contextlib.contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Hold KeyboardInterrupt back while the block runs, then raise it.
+
+    For native calls that log: Python would raise it inside the log callback, from where it cannot travel through C
+    and is lost. Does nothing outside the main thread, or where the program handles SIGINT itself.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def clear_log() -> None:

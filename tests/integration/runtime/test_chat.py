@@ -4,6 +4,7 @@ import collections
 import gc
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,31 @@ def test_ctrl_c_stops_and_the_session_goes_on(tiny_model: Model) -> None:
         assert (
             session.send("What is the capital of Greece?", thinking="off", sampling=GREEDY).text == expected
         )
+
+
+def test_ctrl_c_ends_the_native_call_in_flight(tiny_bf16: Path) -> None:
+    """On the command line: a prompt of one large batch is given up long before it is read."""
+    from qwen_edge.cli.stream import ctrl_c_cancels
+
+    with (
+        load(tiny_bf16, n_ctx=4096, n_batch=4096, n_threads=1, safe_kernels=False) as model,
+        model.session() as session,
+    ):
+        tokens = model.engine.tokenize("And it came to pass. " * 800)[:4000]
+        stream = session.stream_tokens(tokens, max_tokens=1, sampling=GREEDY)
+        start = time.perf_counter()
+        collections.deque(stream, maxlen=0)
+        whole_s = time.perf_counter() - start
+        tokens[0] += 1  # nothing of it is cached now
+        stream = session.stream_tokens(tokens, max_tokens=1, sampling=GREEDY)
+        timer = threading.Timer(whole_s / 10, signal.raise_signal, [signal.SIGINT])
+        start = time.perf_counter()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt), ctrl_c_cancels(session):
+            collections.deque(stream, maxlen=0)
+        assert stream.reply.finish_reason == "cancelled"
+        assert time.perf_counter() - start < 0.7 * whole_s
+        assert session.send("Say Anna.", thinking="off", sampling=GREEDY).text == "Anna"
 
 
 def test_cancel_from_a_thread_aborts_the_native_call(tiny_model: Model) -> None:
