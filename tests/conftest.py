@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell starts its background jobs with Ctrl-C ignored, and programs hand that on to those they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # huggingface_hub reads these once, at its first import: that may be while tests are collected.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,11 +12,11 @@ import pytest
 from tests import synthetic
 
 MEASURE = """
-import json, resource, sys
+import json, sys
+from qwen_edge import device
 from qwen_edge.convert import convert_checkpoint
 report = convert_checkpoint(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
-peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak_bytes": peak_bytes, "size_bytes": report.size_bytes}))
+print(json.dumps({"peak_bytes": device.peak_memory_bytes(), "size_bytes": report.size_bytes}))
 """
 
 ALLOWANCE_BYTES = 200 * 10**6
