@@ -15,7 +15,8 @@ from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context, Engine, ModelInfo
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import probe
-from qwen_edge.native.handles import NativeContext, NativeModel, NativeSampler, check_is_gguf
+from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
+from qwen_edge.native.sampler import NativeSampler
 
 
 class LlamaContext(Context):

@@ -1,4 +1,4 @@
-"""Owners of llama.cpp's objects: Model, Context, Sampler.
+"""Owners of llama.cpp's objects: Model and Context here, Sampler in sampler.py.
 
 Lifetime: a context and a sampler hold their model strongly; a model knows its contexts weakly and frees them before
 itself. `close()` may be called any number of times, waits for the call in flight, and later use is a ClosedError.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.config import LoadConfig, SamplingConfig
+from qwen_edge.config import LoadConfig
 from qwen_edge.errors import (
     CancelledError,
     ClosedError,
@@ -36,7 +36,6 @@ _GGUF_MAGIC = b"GGUF"
 # Source: include/llama.h.
 _LOAD_MODES = {"read": 0, "mmap": 1}
 _FLASH_ATTENTION = {"off": 0, "on": 1}
-_RANDOM_SEED = 0xFFFFFFFF
 
 # Measured on Qwen2.5-0.5B: with AMX 1 and 8 rows are slow, 16 to 512 equally fast; without AMX 1 is slow, 64 and 512
 # are equal. Resident memory is the same with all.
@@ -250,6 +249,7 @@ class NativeContext:
         self.n_ctx = config.n_ctx  # llama.cpp rounds its own number up
         self.n_batch = n_batch
         self.n_past = 0
+        self._n_vocab = model.n_vocab
         self._memory = api.llama_get_memory(self._handle)
         self._batch = api.llama_batch_init(n_batch, 0, 1)
         self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=(n_batch,))
@@ -332,6 +332,11 @@ class NativeContext:
             pointer = self._api.llama_get_logits(self.handle)
             out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
 
+    def last_logits(self) -> NDArray[np.float32]:
+        """Return the logits of the last token: float32 [n_vocab], a view that the next append() overwrites."""
+        pointer = self._api.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+
     def cancel(self) -> None:
         """Make the native call in flight return at its next graph node. Callable from any thread."""
         self._cancel_flag[0] = b"\x01"
@@ -364,63 +369,3 @@ def _libc_strlen() -> Any:
     a byte in, without touching Python.
     """
     return ctypes.CDLL(None).strlen
-
-
-class NativeSampler:
-    """A native sampler chain for one reply."""
-
-    def __init__(self, model: NativeModel, config: SamplingConfig) -> None:
-        """Build the chain: penalties, top-k, top-p, min-p, temperature, draw; greedy at temperature 0."""
-        self._api = api = model._api
-        self._model = model
-        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        self._free = weakref.finalize(self, api.llama_sampler_free, self._chain)
-        if config.has_penalties:
-            self._add_penalties(config)
-        if config.temperature == 0.0:
-            self._add(api.llama_sampler_init_greedy())
-            return
-        if config.top_k > 0:
-            self._add(api.llama_sampler_init_top_k(config.top_k))
-        if config.top_p < 1.0:
-            self._add(api.llama_sampler_init_top_p(config.top_p, 1))
-        if config.min_p > 0.0:
-            self._add(api.llama_sampler_init_min_p(config.min_p, 1))
-        self._add(api.llama_sampler_init_temp(config.temperature))
-        self._add(api.llama_sampler_init_dist(_RANDOM_SEED if config.seed is None else config.seed))
-
-    def _add_penalties(self, config: SamplingConfig) -> None:
-        keep = 1 if config.temperature == 0.0 else config.top_k
-        only_lowers = config.presence_penalty >= 0.0 and config.repetition_penalty >= 1.0
-        if keep > 0 and only_lowers:
-            # A penalty that only lowers logits cannot lift a token past this cut, at most penalty_last_n tokens
-            # are lowered, so the k best afterwards are among the k + n best before: same result, without a walk
-            # over the whole vocabulary.
-            self._add(self._api.llama_sampler_init_top_k(keep + config.penalty_last_n))
-        self._add(
-            self._api.llama_sampler_init_penalties(
-                self._model.n_vocab,
-                config.penalty_last_n,
-                config.repetition_penalty,
-                0.0,
-                config.presence_penalty,
-            )
-        )
-
-    def _add(self, sampler: Any) -> None:
-        self._api.llama_sampler_chain_add(self._chain, sampler)
-
-    def sample(self, context: NativeContext) -> int:
-        """Return the next token, drawn from the logits of the context's last token, and remember it.
-
-        Raises:
-            ClosedError: The context is closed.
-        """
-        with context._lock:
-            handle = context.handle
-            assert self._free.alive, "Bug: sampler used after close"
-            return int(self._api.llama_sampler_sample(self._chain, handle, -1))
-
-    def close(self) -> None:
-        """Free the chain."""
-        self._free()

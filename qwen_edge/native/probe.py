@@ -131,7 +131,8 @@ def _write_record(record: Path, verdict: Verdict) -> None:
 
 def _run_as_child(path: str, kernels: str) -> None:
     from qwen_edge.config import GREEDY, LoadConfig
-    from qwen_edge.native.handles import NativeContext, NativeModel, NativeSampler
+    from qwen_edge.native.handles import NativeContext, NativeModel
+    from qwen_edge.native.sampler import NativeSampler
 
     model = NativeModel(path, safe_kernels=kernels == "safe")
     config = LoadConfig(n_ctx=2 * _PROBE_TOKENS, n_batch=_PROBE_TOKENS)

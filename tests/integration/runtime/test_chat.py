@@ -16,6 +16,7 @@ import pytest
 from qwen_edge import Model, load
 from qwen_edge.config import GREEDY, SamplingConfig
 from qwen_edge.errors import ClosedError, ContextOverflowError, GGUFError, ModelNotFoundError
+from qwen_edge.native import sampler
 from qwen_edge.types import Message, ToolCall
 
 Lines = Callable[[str], list[dict[str, Any]]]
@@ -104,6 +105,25 @@ def test_penalties_equal_a_walk_over_the_whole_vocabulary(
         tokens.append(token)
     expected = b"".join(tiny_model.engine.token_bytes(token) for token in generated).decode(errors="replace")
     assert produced.strip() == expected.strip()
+
+
+@pytest.mark.parametrize("sampling", [
+    GREEDY,
+    SamplingConfig(temperature=0.8, top_k=20, top_p=0.9, seed=3),
+    SamplingConfig(temperature=0.8, top_k=20, top_p=0.9, presence_penalty=1.0, repetition_penalty=1.1, seed=3),
+])  # fmt: skip
+def test_fewer_candidates_give_the_tokens_of_all(
+    tiny_model: Model, sampling: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def text() -> str:
+        with tiny_model.session() as session:
+            tokens = tiny_model.engine.tokenize("And the king said")
+            stream = session.stream_tokens(tokens, max_tokens=60, sampling=sampling, ignore_end=True)
+            return "".join(chunk.text for chunk in stream)
+
+    narrow = text()
+    monkeypatch.setattr(sampler, "_candidates_needed", lambda config: None)
+    assert text() == narrow
 
 
 def test_score_equals_the_decode_path(tiny_model: Model) -> None:
