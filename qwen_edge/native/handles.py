@@ -29,6 +29,7 @@ from qwen_edge.errors import (
     NativeError,
 )
 from qwen_edge.native import library
+from qwen_edge.native.hugepages import huge_pages_for_new_memory
 from qwen_edge.quant_types import TENSOR_TYPES
 
 _GGUF_MAGIC = b"GGUF"
@@ -93,7 +94,7 @@ class NativeModel:
         params.n_gpu_layers = 0
         params.use_extra_bufts = not safe_kernels
         library.clear_log()
-        with library.interrupt_deferred():
+        with library.interrupt_deferred(), huge_pages_for_new_memory():
             self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
             raise GGUFError(
@@ -250,6 +251,8 @@ class NativeContext:
         self.n_batch = n_batch
         self.n_past = 0
         self._n_vocab = model.n_vocab
+        self._logits: NDArray[np.float32] = np.empty(0, dtype=np.float32)
+        self._logits_address: int | None = None
         self._memory = api.llama_get_memory(self._handle)
         self._batch = api.llama_batch_init(n_batch, 0, 1)
         self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=(n_batch,))
@@ -335,7 +338,12 @@ class NativeContext:
     def last_logits(self) -> NDArray[np.float32]:
         """Return the logits of the last token: float32 [n_vocab], a view that the next append() overwrites."""
         pointer = self._api.llama_get_logits_ith(self.handle, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        address = ctypes.cast(pointer, ctypes.c_void_p).value
+        if address != self._logits_address:
+            # Making a view takes longer than the sampling; the buffer hardly ever moves.
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+            self._logits_address = address
+        return self._logits
 
     def cancel(self) -> None:
         """Make the native call in flight return at its next graph node. Callable from any thread."""

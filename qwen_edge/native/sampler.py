@@ -16,9 +16,8 @@ from qwen_edge.native.handles import NativeContext, NativeModel
 _RANDOM_SEED = 0xFFFFFFFF
 # Source: include/llama.h, llama_token_data.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-# Tokens this far below the best logit are left out when enough remain. Any value gives the same result; this one keeps
-# some hundreds of Qwen's 151,936.
-_NEAR_BEST = 14.0
+# Logits in one group of _superset_of_best: a column, since numpy compares whole rows fastest.
+_GROUP = 64
 
 
 class NativeSampler:
@@ -34,6 +33,8 @@ class NativeSampler:
         self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         self._free = weakref.finalize(self, api.llama_sampler_free, self._chain)
         self._needed = _candidates_needed(config)
+        self._candidates = np.zeros(model.n_vocab, dtype=_CANDIDATE)
+        self._array = api.llama_token_data_array(data=self._candidates.ctypes.data_as(api.llama_token_data_p))
         if config.has_penalties:
             if self._needed is not None:
                 self._add(api.llama_sampler_init_top_k(self._needed))
@@ -72,23 +73,19 @@ class NativeSampler:
             assert self._free.alive, "Bug: sampler used after close"
             if self._needed is not None:
                 logits = context.last_logits()
-                near_best: NDArray[np.intp] = np.flatnonzero(logits >= logits.max() - _NEAR_BEST)
-                if len(near_best) >= self._needed:
-                    return self._sample_from(near_best, logits[near_best])
+                ids = _superset_of_best(logits, self._needed)
+                if len(ids) >= self._needed:
+                    return self._sample_from(ids, logits[ids])
             return int(self._api.llama_sampler_sample(self._chain, handle, -1))
 
     def _sample_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
         """Apply the chain to some tokens, in the order of their ids as llama.cpp's own call does."""
-        candidates = np.empty(len(ids), dtype=_CANDIDATE)
+        count = len(ids)
+        candidates = self._candidates[:count]
         candidates["id"] = ids
         candidates["logit"] = logits
-        candidates["p"] = 0.0
-        array = self._api.llama_token_data_array(
-            data=candidates.ctypes.data_as(self._api.llama_token_data_p),
-            size=len(ids),
-            selected=-1,
-            sorted=False,
-        )
+        array = self._array
+        array.size, array.selected, array.sorted = count, -1, False
         self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
         token = int(array.data[array.selected].id)
         self._api.llama_sampler_accept(self._chain, token)
@@ -97,6 +94,23 @@ class NativeSampler:
     def close(self) -> None:
         """Free the chain."""
         self._free()
+
+
+def _superset_of_best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return ids, ascending, among which the `count` best are; fewer than `count` where this way does not work.
+
+    The count-th best of the maxima of groups cannot be above the count-th best of all.
+
+    Args:
+        logits: float32 [n_vocab].
+        count: How many are needed.
+    """
+    n_groups = len(logits) // _GROUP
+    if n_groups < count:
+        return np.empty(0, dtype=np.intp)
+    maxima = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
+    bound = np.partition(maxima, n_groups - count)[n_groups - count]
+    return np.flatnonzero(logits >= bound)
 
 
 def _candidates_needed(config: SamplingConfig) -> int | None:
