@@ -15,7 +15,7 @@ import pytest
 
 from qwen_edge import Model, load
 from qwen_edge.config import GREEDY, SamplingConfig
-from qwen_edge.errors import ClosedError, ContextOverflowError, GGUFError, ModelNotFoundError
+from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, GGUFError, ModelNotFoundError
 from qwen_edge.native import sampler
 from qwen_edge.types import Message, ToolCall
 
@@ -149,6 +149,29 @@ def test_prompt_of_many_batches_equals_one_batch(tiny_bf16: Path) -> None:
             return "".join(chunk.text for chunk in stream)
 
     assert answer(32) == answer(512)
+
+
+@pytest.mark.parametrize("settings", [
+    {"flash_attention": "on"},
+    {"flash_attention": "on", "kv_type": "q8_0"},
+    {"kv_type": "f32"},
+    {"kv_type": "bf16"},
+    {"load_mode": "mmap"},
+    {"n_threads": 2},
+])  # fmt: skip
+def test_every_way_to_load_answers(tiny_bf16: Path, settings: dict[str, Any]) -> None:
+    config = {"n_ctx": 512, "n_threads": 1, "safe_kernels": False, **settings}
+    with load(tiny_bf16, **config) as model, model.session() as session:
+        assert {
+            key: model.info.settings[key] for key in settings if key != "n_threads"
+        }.items() <= settings.items()
+        reply = session.send("What is the capital of Greece?", thinking="off", sampling=GREEDY)
+    assert reply.text == "Athens."
+
+
+def test_unknown_settings_are_named(tiny_bf16: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown setting n_context"):
+        load(tiny_bf16, n_context=512)
 
 
 def test_full_context_and_overflow(tiny_bf16: Path) -> None:
