@@ -282,8 +282,3 @@ def _as_openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         f"a tool must be a JSON schema with a name (not {tool!r})",
         hint='Form: {"name": …, "description": …, "parameters": {"type": "object", "properties": {…}}}',
     )
-
-
-def tool_result(content: str) -> Message:
-    """Return the message that gives a tool's result to the model."""
-    return Message("tool", content)

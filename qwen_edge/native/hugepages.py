@@ -1,6 +1,6 @@
 """Huge pages for weights: fewer address translations while they stream through the cores.
 
-Measured on Qwen2.5-0.5B Q4_0: 4 to 8% more tokens per second in decode. Linux only, and only an attempt: a kernel that
+Measured on Qwen2.5-0.5B Q4_0 with AMX: 65 tokens/s in decode without, 70 to 72 with. Linux only, and only an attempt: a kernel that
 has no MADV_COLLAPSE (before 6.1) or is told `never` leaves everything as it was.
 """
 

@@ -29,11 +29,6 @@ _lock = threading.Lock()
 _log_lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=200)
 
 
-def is_installed() -> bool:
-    """Return whether llama-cpp-python is installed, without loading it."""
-    return importlib.util.find_spec("llama_cpp") is not None
-
-
 @functools.cache
 def api() -> ModuleType:
     """Load llama.cpp and return its ctypes bindings (names as in llama.h).
