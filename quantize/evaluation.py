@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ConfigError
-from qwen_edge.quantize.header import read_header
+from qwen_edge.gguf_header import read_header
+from qwen_edge.logits import Comparison, compare_logits
 
-# Rows of logits compared at a time: 4 x 151,936 float64 are 5 MB for each temporary array; more is slower.
-_SLICE_ROWS = 4
 _BOOTSTRAP_SAMPLES = 2000
 _BOOTSTRAP_SEED = 0
 
@@ -74,23 +73,6 @@ class QualityReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two models' predictions of the same tokens, one value for each prediction.
-
-    Attributes:
-        kld: float64 [n], nats.
-        same_top: bool [n], whether the most likely token is the same.
-        log_p_reference: float64 [n], of the token that follows in the text.
-        log_p_candidate: float64 [n], likewise.
-    """
-
-    kld: NDArray[np.float64]
-    same_top: NDArray[np.bool_]
-    log_p_reference: NDArray[np.float64]
-    log_p_candidate: NDArray[np.float64]
 
 
 def evaluate_kld(
@@ -158,28 +140,6 @@ def evaluate_kld(
     )
 
 
-def compare_logits(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.int64]
-) -> Comparison:
-    """Compare two models' logits row by row.
-
-    Args:
-        reference: float32 [n, n_vocab].
-        candidate: float32 [n, n_vocab].
-        targets: int64 [n], the token that follows each row in the text.
-    """
-    slices = [
-        _compare_slice(reference[rows], candidate[rows], targets[rows])
-        for rows in _row_slices(len(targets), _SLICE_ROWS)
-    ]
-    return Comparison(
-        kld=np.concatenate([part.kld for part in slices]),
-        same_top=np.concatenate([part.same_top for part in slices]),
-        log_p_reference=np.concatenate([part.log_p_reference for part in slices]),
-        log_p_candidate=np.concatenate([part.log_p_candidate for part in slices]),
-    )
-
-
 def bootstrap_stderr(chunk_means: NDArray[np.float64]) -> float | None:
     """Return the standard error of the mean of chunk means, by resampling chunks; None for fewer than two.
 
@@ -195,39 +155,6 @@ def bootstrap_stderr(chunk_means: NDArray[np.float64]) -> float | None:
     random = np.random.default_rng(_BOOTSTRAP_SEED)
     picks = random.integers(0, count, size=(_BOOTSTRAP_SAMPLES, count))
     return float(chunk_means[picks].mean(axis=1).std(ddof=1))
-
-
-def _compare_slice(
-    reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.int64]
-) -> Comparison:
-    log_p = _log_softmax(reference)
-    log_q = _log_softmax(candidate)
-    rows = np.arange(len(targets))
-    log_p_targets, log_q_targets = log_p[rows, targets], log_q[rows, targets]
-    log_q -= log_p
-    # A token that the reference rules out (-inf) adds nothing, whatever the candidate says.
-    log_q[np.isneginf(log_p)] = 0.0
-    np.exp(log_p, out=log_p)
-    return Comparison(
-        # Rounding can leave a sum of -1e-17 where both agree.
-        kld=np.maximum(-np.einsum("ij,ij->i", log_p, log_q), 0.0),
-        same_top=reference.argmax(axis=1) == candidate.argmax(axis=1),
-        log_p_reference=log_p_targets,
-        log_p_candidate=log_q_targets,
-    )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log-probabilities, float64 of the same shape."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
-
-
-def _row_slices(count: int, step: int) -> Iterator[slice]:
-    for start in range(0, count, step):
-        yield slice(start, start + step)
 
 
 def _compare_window(right: Engine, measured: Engine, window: list[int]) -> Comparison:

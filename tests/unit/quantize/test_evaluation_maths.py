@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qwen_edge.errors import ConfigError
-from qwen_edge.quantize.evaluation import bootstrap_stderr, compare_logits, evaluate_kld
+from qwen_edge.logits import compare_logits
+from qwen_edge.quantize.evaluation import bootstrap_stderr, evaluate_kld
 
 
 def kl_by_definition(reference: list[float], candidate: list[float]) -> float:
