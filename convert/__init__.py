@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen_edge.convert.conversion import ConversionReport as ConversionReport
-    from qwen_edge.convert.conversion import DroppedTensor as DroppedTensor
     from qwen_edge.convert.conversion import convert_checkpoint as convert_checkpoint
+    from qwen_edge.convert.matching import DroppedTensor as DroppedTensor
 
 __all__ = ["ConversionReport", "DroppedTensor", "convert_checkpoint"]
 

@@ -15,6 +15,7 @@ from qwen_edge.convert.dtypes import ITEM_BYTES, OutputType, encode
 from qwen_edge.convert.json_files import Fields, read_object_if_present
 from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.convert.rope import Rope, yarn_attention_factor
 from qwen_edge.convert.safetensors_file import TensorEntry
 from qwen_edge.convert.vocabulary import Vocabulary
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
@@ -228,11 +229,30 @@ def _add_architecture(writer: Any, config: QwenConfig) -> None:
     writer.add_feed_forward_length(config.ffn_size)
     writer.add_head_count(config.n_heads)
     writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_rope_freq_base(config.rope_theta)
+    _add_rope(writer, config.rope)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.head_dim_is_stated or config.architecture == "qwen3":
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
+
+
+def _add_rope(writer: Any, rope: Rope) -> None:
+    writer.add_rope_freq_base(rope.theta)
+    scaling = rope.scaling
+    if scaling is None:
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+    writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind == "linear":
+        return
+    writer.add_rope_scaling_orig_ctx_len(scaling.n_ctx_original)
+    writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+    # llama.cpp applies YaRN's own factor and multiplies by this key; it reads "yarn_attn_factor" and overwrites it.
+    # Source: the constructor of llama_context in llama.cpp, src/llama-context.cpp
+    beyond_default = scaling.attention_factor / yarn_attention_factor(scaling.factor)
+    if beyond_default != 1.0:
+        writer.add_rope_scaling_attn_factors(beyond_default)
 
 
 def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:

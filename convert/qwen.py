@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qwen_edge.convert.json_files import Fields, shorten
+from qwen_edge.convert.rope import Rope, read_rope
 from qwen_edge.errors import CheckpointError, UnsupportedError
 
 # config.json "architectures" -> GGUF architecture. The bare models are the bodies without "model." in the names.
@@ -38,7 +39,7 @@ class QwenConfig:
         vocab_size: Rows of the embedding, padding included.
         n_ctx_train: Tokens of context the model was trained for.
         rms_norm_eps: Added to the mean square in RMS norm.
-        rope_theta: Base of the rotary frequencies.
+        rope: Rotary positions.
         is_tied: The head is the embedding.
     """
 
@@ -53,7 +54,7 @@ class QwenConfig:
     vocab_size: int
     n_ctx_train: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     is_tied: bool
 
 
@@ -98,6 +99,7 @@ def parse_config(values: dict[str, Any], where: str) -> QwenConfig:
         raise CheckpointError(
             f"{where} has no 'head_dim', and hidden_size {hidden_size} is not a multiple of {n_heads} heads"
         )
+    n_ctx_train = fields.integer("max_position_embeddings", low=1, high=2**31 - 1)
     return QwenConfig(
         architecture=architecture,
         n_layers=fields.integer("num_hidden_layers", low=1, high=_MAX_LAYERS),
@@ -110,9 +112,9 @@ def parse_config(values: dict[str, Any], where: str) -> QwenConfig:
         else hidden_size // n_heads,
         head_dim_is_stated=head_dim_is_stated,
         vocab_size=fields.integer("vocab_size", low=1, high=_MAX_SIZE),
-        n_ctx_train=fields.integer("max_position_embeddings", low=1, high=2**31 - 1),
+        n_ctx_train=n_ctx_train,
         rms_norm_eps=fields.number("rms_norm_eps", low=1e-12, high=1.0),
-        rope_theta=_rope_theta(fields),
+        rope=read_rope(fields, n_ctx_train),
         is_tied=fields.boolean("tie_word_embeddings", default=False),
     )
 
@@ -189,27 +191,3 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise UnsupportedError(f"{fields.where}: 'attention_bias' is true, which no published Qwen3 is")
     if not fields.boolean("is_causal", default=True):
         raise UnsupportedError(f"{fields.where}: 'is_causal' is false: not a model that generates text")
-
-
-def _rope_theta(fields: Fields) -> float:
-    """Return the rope base from the old place (`rope_theta`) or the new one (`rope_parameters`).
-
-    Raises:
-        UnsupportedError: The frequencies are scaled (YaRN and others).
-    """
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = fields.table(key)
-        # Newer writers say "rope_type", older ones "type", some both.
-        types = {rope.text(name, "default") for name in ("rope_type", "type")} - {"default"}
-        if types:
-            raise UnsupportedError(
-                f"{fields.where}: {key!r} asks for rope type {min(types)!r}; supported is 'default'",
-                hint='Set its type to "default" to convert the model for its original context length.',
-            )
-    for place in (fields, fields.table("rope_scaling"), fields.table("rope_parameters")):
-        if "partial_rotary_factor" in place and place.number("partial_rotary_factor", low=0, high=1) != 1:
-            raise UnsupportedError(f"{place.where}: rotating a part of each head is not supported")
-    rope_parameters = fields.table("rope_parameters")
-    return (rope_parameters if "rope_theta" in rope_parameters else fields).number(
-        "rope_theta", low=1.0, high=1e12
-    )

@@ -153,13 +153,15 @@ def tensor_shapes(shape: Shape, *, has_head: bool | None = None) -> dict[str, tu
     return tensors
 
 
-def random_pieces(name: str, n_elements: int, dtype: str, seed: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield a tensor's weights: about 0.02 around 0, norms around 1."""
+def random_pieces(
+    name: str, n_elements: int, dtype: str, seed: int, std: float = 0.02
+) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield a tensor's weights: normal around 0, norms around 1, with standard deviation `std`."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     center = 1.0 if "norm" in name else 0.0
     for start in range(0, n_elements, PIECE_ELEMENTS):
         values = generator.standard_normal(min(PIECE_ELEMENTS, n_elements - start), dtype=np.float32)
-        yield (values * np.float32(0.02) + np.float32(center)).astype(DTYPES[dtype])
+        yield (values * np.float32(std) + np.float32(center)).astype(DTYPES[dtype])
 
 
 def write_safetensors(
@@ -168,6 +170,7 @@ def write_safetensors(
     *,
     dtype: str = "BF16",
     seed: int = 0,
+    std: float = 0.02,
     copies: dict[str, str] | None = None,
 ) -> None:
     """Write random tensors.
@@ -177,6 +180,7 @@ def write_safetensors(
         tensors: Name -> shape.
         dtype: "BF16", "F16" or "F32".
         seed: Other seeds give other weights.
+        std: Their standard deviation.
         copies: Name -> the name of the tensor of which it is a copy.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -190,7 +194,7 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in tensors.items():
-            for piece in random_pieces((copies or {}).get(name, name), math.prod(shape), dtype, seed):
+            for piece in random_pieces((copies or {}).get(name, name), math.prod(shape), dtype, seed, std):
                 file.write(piece.tobytes())
 
 
@@ -342,6 +346,7 @@ def write_checkpoint(
     has_head: bool | None = None,
     dtype: str = "BF16",
     seed: int = 0,
+    std: float = 0.02,
 ) -> Path:
     """Write a whole checkpoint and return its folder.
 
@@ -353,12 +358,15 @@ def write_checkpoint(
         has_head: Whether lm_head.weight is there (default: where the head is untied). Of a tied head it is a copy.
         dtype: Of the weights.
         seed: Of the weights.
+        std: Of the weights; 0.02 in a tiny model makes all tokens nearly equal.
     """
     write_side_files(folder, shape, tokenizer or tiny_tokenizer(shape.vocab))
     tensors = tensor_shapes(shape, has_head=has_head)
     copies = {"lm_head.weight": "model.embed_tokens.weight"} if shape.is_tied else {}
     if n_shards == 1:
-        write_safetensors(folder / "model.safetensors", tensors, dtype=dtype, seed=seed, copies=copies)
+        write_safetensors(
+            folder / "model.safetensors", tensors, dtype=dtype, seed=seed, std=std, copies=copies
+        )
         return folder
     weight_map: dict[str, str] = {}
     names = list(tensors)
@@ -366,7 +374,12 @@ def write_checkpoint(
         file_name = f"model-{shard + 1:05d}-of-{n_shards:05d}.safetensors"
         part = names[shard * len(names) // n_shards : (shard + 1) * len(names) // n_shards]
         write_safetensors(
-            folder / file_name, {name: tensors[name] for name in part}, dtype=dtype, seed=seed, copies=copies
+            folder / file_name,
+            {name: tensors[name] for name in part},
+            dtype=dtype,
+            seed=seed,
+            std=std,
+            copies=copies,
         )
         weight_map |= dict.fromkeys(part, file_name)
     total_bytes = sum(math.prod(shape) for shape in tensors.values()) * DTYPES[dtype].itemsize

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.convert.qwen import expected_tensors, parse_config
+from qwen_edge.convert.rope import Rope, RopeScaling
 from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
 from tests import synthetic
 
@@ -47,7 +50,7 @@ def test_reads_a_published_config() -> None:
         3072,
     )
     assert (config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size) == (16, 8, 128, 151936)
-    assert (config.rope_theta, config.rms_norm_eps, config.is_tied, config.n_ctx_train) == (
+    assert (config.rope.theta, config.rms_norm_eps, config.is_tied, config.n_ctx_train) == (
         1e6,
         1e-6,
         True,
@@ -73,7 +76,7 @@ def test_head_dim_is_hidden_size_over_heads_where_it_is_absent() -> None:
     ],
 )
 def test_rope_theta_in_all_its_places(rope: dict[str, Any]) -> None:
-    assert _parse(_without(QWEN3, "rope_theta", "rope_scaling"), **rope).rope_theta == 5e5
+    assert _parse(_without(QWEN3, "rope_theta", "rope_scaling"), **rope).rope == Rope(theta=5e5)
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
@@ -88,13 +91,17 @@ def test_the_type_of_the_weights_may_stand_under_either_name(key: str) -> None:
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "Qwen3MoeForCausalLM"),
         ({"architectures": None}, "architectures"),
         ({"architectures": [{"a": 1}]}, "architectures"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'rope_scaling' asks for rope type 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear'"),
-        ({"rope_scaling": {"rope_type": "default", "type": "yarn"}}, "'yarn'"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
-            "'rope_parameters' asks for .*'yarn'",
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+            "'rope_scaling' asks for rope type 'dynamic'",
         ),
+        ({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 4.0}}, "'linear' and 'yarn'"),
+        ({"rope_scaling": {"rope_type": "default", "type": "longrope"}}, "'longrope'"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6}},
+            "'rope_parameters' asks for .*'llama3'",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e6}}, "a part of each head"),
         ({"partial_rotary_factor": 0.5}, "a part of each head"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
@@ -165,12 +172,61 @@ def test_any_config_ends_in_parameters_or_in_our_error(
 @patiently
 @given(
     rope=st.dictionaries(
-        st.sampled_from(["rope_theta", "rope_type", "type", "partial_rotary_factor", "factor"]), json_values
+        st.sampled_from(
+            [
+                "rope_theta",
+                "partial_rotary_factor",
+                "factor",
+                "original_max_position_embeddings",
+                "attention_factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "truncate",
+            ]
+        ),
+        json_values | st.floats(0.5, 1e3),
     ),
+    kind=st.sampled_from(["default", "linear", "yarn", "dynamic"]) | json_values,
     key=st.sampled_from(["rope_scaling", "rope_parameters"]),
 )
-def test_any_rope_ends_in_parameters_or_in_our_error(rope: dict[str, Any], key: str) -> None:
+def test_any_rope_ends_in_angles_or_in_our_error(rope: dict[str, Any], kind: Any, key: str) -> None:
     try:
-        assert _parse(QWEN3, **{key: rope}).rope_theta >= 1
+        parsed = _parse(QWEN3, **{key: {"rope_type": kind, "factor": 4.0} | rope})
     except QwenEdgeError:
         return
+    frequencies = parsed.rope.frequencies(parsed.head_dim)
+    assert frequencies.shape == (parsed.head_dim // 2,)
+    assert np.isfinite(frequencies).all()
+    assert (frequencies > 0).all()
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_yarn_is_read_in_both_places(place: str) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    rope = _parse(_without(QWEN3, "rope_scaling"), **{place: yarn}).rope
+    assert rope.theta == 1e6
+    assert rope.scaling == RopeScaling(
+        kind="yarn", factor=4.0, n_ctx_original=128, attention_factor=pytest.approx(0.1 * math.log(4) + 1)
+    )
+
+
+def test_yarn_has_other_attention_factors_too() -> None:
+    yarn = {"type": "yarn", "factor": 4.0}
+    assert _parse(QWEN3, rope_scaling=yarn).rope.scaling.n_ctx_original == synthetic.TINY.context  # type: ignore[union-attr]
+    stated = _parse(QWEN3, rope_scaling=yarn | {"attention_factor": 1.5}).rope.scaling
+    assert stated is not None
+    assert stated.attention_factor == 1.5
+    weighed = _parse(QWEN3, rope_scaling=yarn | {"mscale": 2.0, "mscale_all_dim": 2.0}).rope.scaling
+    assert weighed is not None
+    assert weighed.attention_factor == 1.0
+
+
+def test_contradicting_scalings_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="different scalings"):
+        _parse(
+            QWEN3,
+            rope_scaling={"type": "yarn", "factor": 4.0},
+            rope_parameters={"rope_type": "yarn", "factor": 2.0},
+        )
