@@ -15,7 +15,10 @@ from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
 from qwen_edge.convert.dtypes import OUTPUT_TYPES, OutputType, stored_type
 from qwen_edge.convert.gguf_writer import PlannedTensor, write_gguf
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
-from qwen_edge.convert.qwen import parse_config
+from qwen_edge.convert.qwen import ExpectedTensor, parse_config
+from qwen_edge.convert.reranker import HEAD_NAME, RerankerHead, is_reranker, reranker_head
+from qwen_edge.convert.safetensors_file import TensorEntry
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import ConfigError
 from qwen_edge.files import atomic_path
@@ -62,6 +65,7 @@ def convert_checkpoint(
     target: str | os.PathLike[str],
     *,
     dtype: OutputType = "bf16",
+    reranker: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
     """Convert a Qwen3, Qwen2 or Qwen2.5 checkpoint to GGUF.
@@ -73,6 +77,7 @@ def convert_checkpoint(
         source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
         target: The GGUF file to make.
         dtype: Type of the matrices: "f32", "f16" or "bf16".
+        reranker: Whether to make a reranker of it, see convert/reranker.py; None looks at what it calls itself.
         progress: Called with (done_bytes, total_bytes) of tensor data as they are written.
 
     Raises:
@@ -90,11 +95,17 @@ def convert_checkpoint(
     _check_target(target, checkpoint)
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     found, dropped = match_tensors(checkpoint, config)
-    tensors = [
-        PlannedTensor(entry, expected.gguf_name, stored_type(expected.gguf_name, len(expected.shape), dtype))
-        for expected, entry in found
-    ]
     vocabulary = read_vocabulary(checkpoint.folder, config.vocab_size, checkpoint.config)
+    head = None
+    if is_reranker(checkpoint, config) if reranker is None else reranker:
+        entries = {expected.name: entry for expected, entry in found}
+        head = reranker_head(checkpoint, config, vocabulary, entries)
+        dropped += [
+            DroppedTensor(entry.name, "a reranker keeps the rows of its answers only")
+            for expected, entry in found
+            if expected.gguf_name == "output.weight"
+        ]
+    tensors = _plan_tensors(found, head, dtype)
     _check_free_space(target, sum(tensor.n_bytes for tensor in tensors))
     with atomic_path(target) as part:
         write_gguf(
@@ -103,6 +114,7 @@ def convert_checkpoint(
             config=config,
             vocabulary=vocabulary,
             tensors=tensors,
+            head=head,
             dtype=dtype,
             progress=progress,
         )
@@ -116,6 +128,18 @@ def convert_checkpoint(
         dropped=tuple(dropped),
         duration_s=time.monotonic() - started_s,
     )
+
+
+def _plan_tensors(
+    found: list[tuple[ExpectedTensor, TensorEntry]], head: RerankerHead | None, dtype: OutputType
+) -> list[PlannedTensor]:
+    sources: list[tuple[str, TensorSource]] = [(expected.gguf_name, entry) for expected, entry in found]
+    if head is not None:
+        sources = [pair for pair in sources if pair[0] not in ("output.weight", HEAD_NAME)]
+        sources.append((HEAD_NAME, head.tensor))
+    return [
+        PlannedTensor(source, name, stored_type(name, len(source.shape), dtype)) for name, source in sources
+    ]
 
 
 def _check_target(target: Path, checkpoint: Checkpoint) -> None:

@@ -15,8 +15,9 @@ from qwen_edge.convert.dtypes import ITEM_BYTES, OutputType, encode
 from qwen_edge.convert.json_files import Fields, read_object_if_present
 from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.convert.reranker import PROMPT, RerankerHead
 from qwen_edge.convert.rope import Rope, yarn_attention_factor
-from qwen_edge.convert.safetensors_file import TensorEntry
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import Vocabulary
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
 
@@ -68,7 +69,7 @@ class PlannedTensor:
         stored_as: Its type in the file.
     """
 
-    source: TensorEntry
+    source: TensorSource
     gguf_name: str
     stored_as: OutputType
 
@@ -85,6 +86,7 @@ def write_gguf(
     config: QwenConfig,
     vocabulary: Vocabulary,
     tensors: list[PlannedTensor],
+    head: RerankerHead | None,
     dtype: OutputType,
     progress: Callable[[int, int], None] | None,
 ) -> None:
@@ -96,6 +98,7 @@ def write_gguf(
         config: Parameters of the architecture.
         vocabulary: The tokenizer.
         tensors: In the order in which they are stored.
+        head: Of a reranker, else None.
         dtype: Recorded as the file's type.
         progress: Called with the bytes of tensors written so far, and those of all.
 
@@ -104,7 +107,7 @@ def write_gguf(
         UnsupportedError: A weight does not fit into the type.
         OSError: The file cannot be written.
     """
-    _write_header(path, checkpoint, config, vocabulary, tensors, dtype)
+    _write_header(path, checkpoint, config, vocabulary, tensors, head, dtype)
     total_bytes = sum(tensor.n_bytes for tensor in tensors)
     done_bytes = 0
     with path.open("ab") as file:
@@ -139,6 +142,7 @@ def _write_header(
     config: QwenConfig,
     vocabulary: Vocabulary,
     tensors: list[PlannedTensor],
+    head: RerankerHead | None,
     dtype: OutputType,
 ) -> None:
     writer = gguf.GGUFWriter(path, config.architecture)
@@ -146,12 +150,15 @@ def _write_header(
         writer.add_type(gguf.GGUFType.MODEL)
         _add_general(writer, checkpoint, sum(tensor.source.n_elements for tensor in tensors))
         _add_architecture(writer, config)
-        pooling = read_pooling(checkpoint.folder)
+        pooling = "RANK" if head is not None else read_pooling(checkpoint.folder)
         if pooling is not None:
             writer.add_pooling_type(gguf.PoolingType[pooling])
+        if head is not None:
+            writer.add_classifier_output_labels(head.labels)
         writer.add_file_type(_FILE_TYPES[dtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_vocabulary(writer, vocabulary)
+        _add_templates(writer, vocabulary.chat_template, with_prompt=head is not None)
         for tensor in tensors:
             stored_as = _TENSOR_TYPES[tensor.stored_as]
             # The third is the type of a numpy array, and there is none.
@@ -265,8 +272,22 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
         getattr(writer, f"add_{kind}_token_id")(token_id)
     for kind, is_added in vocabulary.adds.items():
         getattr(writer, f"add_add_{kind}_token")(is_added)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
+
+
+def _add_templates(
+    writer: Any, chat_template: str | list[dict[str, str]] | None, *, with_prompt: bool
+) -> None:
+    """Add the chat template, or several named ones; a reranker's prompt is one more."""
+    if with_prompt:
+        own = (
+            [{"name": "default", "template": chat_template}]
+            if isinstance(chat_template, str)
+            else chat_template
+        )
+        chat_template = [*(own or []), PROMPT]
+    if chat_template is None:
+        return
+    writer.add_chat_template(chat_template)
     names = writer.kv_data[0].get(gguf.Keys.Tokenizer.CHAT_TEMPLATES)
     if names is not None:
         names.value.sort()  # the writer takes them from a set: without order, two conversions would differ

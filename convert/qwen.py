@@ -10,17 +10,21 @@ from qwen_edge.convert.json_files import Fields, shorten
 from qwen_edge.convert.rope import Rope, read_rope
 from qwen_edge.errors import CheckpointError, UnsupportedError
 
-# config.json "architectures" -> GGUF architecture. The bare models are the bodies without "model." in the names.
+# config.json "architectures" -> GGUF architecture. The bare models are the bodies without "model." in the names; the
+# classifiers have a head of few rows, which rerankers are published with.
 ARCHITECTURES: dict[str, Literal["qwen2", "qwen3"]] = {
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3Model": "qwen3",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen2Model": "qwen2",
+    "Qwen3ForSequenceClassification": "qwen3",
+    "Qwen2ForSequenceClassification": "qwen2",
 }
 
 # Source: LLAMA_MAX_LAYERS in llama.cpp, src/llama-hparams.h
 _MAX_LAYERS = 512
 _MAX_SIZE = 2**24
+_MAX_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class QwenConfig:
         rms_norm_eps: Added to the mean square in RMS norm.
         rope: Rotary positions.
         is_tied: The head is the embedding.
+        n_labels: Classes of a sequence classifier, which has no other head; 0 for a language model.
     """
 
     architecture: Literal["qwen2", "qwen3"]
@@ -56,6 +61,7 @@ class QwenConfig:
     rms_norm_eps: float
     rope: Rope
     is_tied: bool
+    n_labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,7 @@ def parse_config(values: dict[str, Any], where: str) -> QwenConfig:
         rms_norm_eps=fields.number("rms_norm_eps", low=1e-12, high=1.0),
         rope=read_rope(fields, n_ctx_train),
         is_tied=fields.boolean("tie_word_embeddings", default=False),
+        n_labels=_n_labels(fields),
     )
 
 
@@ -126,7 +133,9 @@ def expected_tensors(config: QwenConfig) -> list[ExpectedTensor]:
     for layer in range(config.n_layers):
         tensors += _layer_tensors(config, layer)
     tensors.append(ExpectedTensor("norm.weight", "output_norm.weight", (hidden,)))
-    if not config.is_tied:
+    if config.n_labels:
+        tensors.append(ExpectedTensor("score.weight", "cls.output.weight", (config.n_labels, hidden)))
+    elif not config.is_tied:
         tensors.append(ExpectedTensor("lm_head.weight", "output.weight", (vocab, hidden)))
     return tensors
 
@@ -170,6 +179,18 @@ def _architecture(fields: Fields) -> Literal["qwen2", "qwen3"]:
             hint="Dense Qwen3, Qwen2 and Qwen2.5 language models can be converted.",
         )
     return ARCHITECTURES[found[0]]
+
+
+def _n_labels(fields: Fields) -> int:
+    """Return the classes of a sequence classifier; transformers writes them as a table, and leaves two out."""
+    if not fields.items("architectures")[0].endswith("ForSequenceClassification"):
+        return 0
+    if "num_labels" in fields:
+        return fields.integer("num_labels", low=1, high=_MAX_LABELS)
+    names = fields.table("id2label").values
+    if len(names) > _MAX_LABELS:
+        raise UnsupportedError(f"{fields.where}: {len(names)} labels; a reranker has a few")
+    return len(names) or 2
 
 
 def _refuse_unsupported(fields: Fields) -> None:
