@@ -16,7 +16,7 @@ from qwen_edge.convert.json_files import Fields, read_object_if_present
 from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
 from qwen_edge.convert.reranker import PROMPT, RerankerHead
-from qwen_edge.convert.rope import Rope, yarn_attention_factor
+from qwen_edge.convert.rope import YARN_BETA_FAST, YARN_BETA_SLOW, Rope, yarn_attention_factor
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import Vocabulary
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
@@ -253,8 +253,9 @@ def _add_rope(writer: Any, rope: Rope) -> None:
     if scaling.kind == "linear":
         return
     writer.add_rope_scaling_orig_ctx_len(scaling.n_ctx_original)
-    writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
-    writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
+    if (scaling.beta_fast, scaling.beta_slow) != (YARN_BETA_FAST, YARN_BETA_SLOW):
+        writer.add_rope_scaling_yarn_beta_fast(scaling.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.beta_slow)
     # llama.cpp applies YaRN's own factor and multiplies by this key; it reads "yarn_attn_factor" and overwrites it.
     # Source: the constructor of llama_context in llama.cpp, src/llama-context.cpp
     beyond_default = scaling.attention_factor / yarn_attention_factor(scaling.factor)

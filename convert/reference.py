@@ -27,7 +27,8 @@ from qwen_edge.convert.checkpoint import Checkpoint
 from qwen_edge.convert.dtypes import decode
 from qwen_edge.convert.matching import match_tensors
 from qwen_edge.convert.qwen import QwenConfig, parse_config
-from qwen_edge.convert.safetensors_file import ITEM_BYTES, TensorEntry
+from qwen_edge.convert.safetensors_file import ITEM_BYTES
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import CheckpointError, ConfigError
 
 Array = NDArray[np.float32]
@@ -41,6 +42,7 @@ class Reference:
 
     Attributes:
         config: Its parameters.
+        tensors: Where each tensor is read, by its name without "model.".
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -52,7 +54,7 @@ class Reference:
         """
         self.config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
         found, _ = match_tensors(checkpoint, self.config)
-        self._entries = {expected.name: entry for expected, entry in found}
+        self.tensors: dict[str, TensorSource] = {expected.name: entry for expected, entry in found}
 
     def hidden_states(
         self, sequences: Sequence[Sequence[int]], observer: Observer | None = None
@@ -76,7 +78,7 @@ class Reference:
         for layer in range(self.config.n_layers):
             block = _Layer(self.config, self._layer_weights(layer), f"layers.{layer}", observer)
             states = [block(state) for state in states]
-        weight = _read(self._entries["norm.weight"])
+        weight = read_tensor(self.tensors["norm.weight"])
         return [_rms_norm(state, weight, self.config.rms_norm_eps) for state in states]
 
     def logits(self, sequences: Sequence[Sequence[int]], observer: Observer | None = None) -> list[Array]:
@@ -87,9 +89,17 @@ class Reference:
         Returns:
             For each sequence float32 [n_tokens, vocab_size].
         """
-        states = self.hidden_states(sequences, observer)
+        return self.head(self.hidden_states(sequences, observer))
+
+    def head(self, states: Sequence[Array]) -> list[Array]:
+        """Return the logits that the output of hidden_states() gives.
+
+        Raises:
+                CheckpointError, OSError: The weights cannot be read.
+        """
         results = [np.empty((len(state), self.config.vocab_size), np.float32) for state in states]
-        head = self._entries["embed_tokens.weight" if self.config.is_tied else "lm_head.weight"]
+        # A classifier has no head for tokens; llama.cpp takes the embedding where there is none.
+        head = self.tensors.get("lm_head.weight", self.tensors["embed_tokens.weight"])
         for first, rows in _row_slices(head):
             for state, result in zip(states, results, strict=True):
                 np.matmul(state, rows.T, out=result[:, first : first + len(rows)])
@@ -105,7 +115,7 @@ class Reference:
     def _embed(self, sequences: Sequence[Sequence[int]]) -> list[Array]:
         tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         embedded = np.empty((len(tokens), self.config.hidden_size), np.float32)
-        for first, rows in _row_slices(self._entries["embed_tokens.weight"]):
+        for first, rows in _row_slices(self.tensors["embed_tokens.weight"]):
             here = (tokens >= first) & (tokens < first + len(rows))
             embedded[here] = rows[tokens[here] - first]
         return np.split(embedded, np.cumsum([len(sequence) for sequence in sequences])[:-1])
@@ -113,8 +123,8 @@ class Reference:
     def _layer_weights(self, layer: int) -> dict[str, Array]:
         prefix = f"layers.{layer}."
         return {
-            name.removeprefix(prefix): _read(entry)
-            for name, entry in self._entries.items()
+            name.removeprefix(prefix): read_tensor(entry)
+            for name, entry in self.tensors.items()
             if name.startswith(prefix)
         }
 
@@ -197,7 +207,7 @@ def _silu(x: Array) -> Array:
     return result
 
 
-def _read(entry: TensorEntry) -> Array:
+def read_tensor(entry: TensorSource) -> Array:
     """Read a whole tensor as float32."""
     values = np.empty(entry.n_elements, np.float32)
     done = 0
@@ -209,7 +219,7 @@ def _read(entry: TensorEntry) -> Array:
     return values.reshape(entry.shape)
 
 
-def _row_slices(entry: TensorEntry) -> Iterator[tuple[int, Array]]:
+def _row_slices(entry: TensorSource) -> Iterator[tuple[int, Array]]:
     """Yield (number of the first row, float32 [rows, columns]) over a matrix."""
     columns = entry.shape[1]
     row_bytes = columns * ITEM_BYTES[entry.dtype]
@@ -221,7 +231,7 @@ def _row_slices(entry: TensorEntry) -> Iterator[tuple[int, Array]]:
         first += len(rows)
 
 
-def _check_finite(values: Array, entry: TensorEntry) -> None:
+def _check_finite(values: Array, entry: TensorSource) -> None:
     if not np.isfinite(values).all():
         raise CheckpointError(
             f"{entry.name!r} in {entry.path} holds a value that is infinite or no number",

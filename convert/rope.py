@@ -16,7 +16,7 @@ from qwen_edge.convert.json_files import Fields
 from qwen_edge.errors import CheckpointError, UnsupportedError
 
 # Rotations within the original context beyond which a frequency is kept, and below which it is interpolated.
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0
+YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0
 _SCALED_TYPES = ("linear", "yarn")
 
 
@@ -37,8 +37,8 @@ class RopeScaling:
     factor: float
     n_ctx_original: int
     attention_factor: float = 1.0
-    beta_fast: float = _BETA_FAST
-    beta_slow: float = _BETA_SLOW
+    beta_fast: float = YARN_BETA_FAST
+    beta_slow: float = YARN_BETA_SLOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _read_scaling(table: Fields, n_ctx_train: int) -> RopeScaling | None:
         n_ctx_original = table.integer("original_max_position_embeddings", low=1, high=2**31 - 1)
     beta_fast, beta_slow = (
         table.number(key, low=1e-3, high=1e6) if key in table else default
-        for key, default in (("beta_fast", _BETA_FAST), ("beta_slow", _BETA_SLOW))
+        for key, default in (("beta_fast", YARN_BETA_FAST), ("beta_slow", YARN_BETA_SLOW))
     )
     return RopeScaling(
         kind="yarn",

@@ -11,6 +11,7 @@
     │   ├── GGUFError               a GGUF file
     │   └── TemplateError           a chat template that does not render
     ├── UnsupportedError            a well-formed request that cannot be served (architecture, type)
+    ├── VerificationError           a file that does not compute what its checkpoint does
     ├── DownloadError               a file could not be fetched
     │   ├── HubUnreachableError     no connection to the hub
     │   └── DigestError             what arrived is not what was stated
@@ -86,6 +87,10 @@ class TemplateError(FormatError):
 
 class UnsupportedError(QwenEdgeError):
     """The request is well formed and cannot be served: architecture, type, feature."""
+
+
+class VerificationError(QwenEdgeError):
+    """A file does not compute what the checkpoint it was made from does."""
 
 
 class DownloadError(QwenEdgeError):

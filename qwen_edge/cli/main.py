@@ -18,6 +18,7 @@ from qwen_edge import __version__
 # verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
 VERBS: dict[str, str] = {
     "convert": "Turn a checkpoint into a GGUF file.",
+    "verify": "Compare a GGUF file with the checkpoint it was made from.",
     "quantize": "Make a GGUF file smaller.",
     "run": "Answer one prompt.",
     "chat": "Talk to a model in the terminal.",

@@ -16,6 +16,7 @@ from qwen_edge.engines.base import Context, Engine, ModelInfo
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import probe
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
+from qwen_edge.native.pooling import pooled_output
 from qwen_edge.native.sampler import NativeSampler
 
 
@@ -158,6 +159,13 @@ class LlamaEngine(Engine):
             return logits
         finally:
             context.close()
+
+    def pooled(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the embedding or the probabilities that a file with a pooling type makes of a text.
+
+        See native.pooling.pooled_output, which the tokens, the result and the errors are those of.
+        """
+        return pooled_output(self._model, tokens, self._config, self._n_threads)
 
     def close(self) -> None:
         """See Engine.close."""

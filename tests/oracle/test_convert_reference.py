@@ -119,3 +119,24 @@ def test_a_config_of_newer_writers_is_equal(tmp_path: Path, new_form: bool) -> N
     result = compare_converters(folder, "bf16", tmp_path)
     assert result["tensor_differences"] == {}
     assert result["key_differences"] == {}
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_reranker_is_equal(is_tied: bool, tmp_path: Path) -> None:
+    shape = replace(WIDE, is_tied=is_tied)
+    folder = synthetic.write_checkpoint(tmp_path / "Qwen3-Reranker-X", shape, tokenizer=_full_tokenizer())
+    result = compare_converters(folder, "bf16", tmp_path)
+    assert result["tensor_differences"] == {}
+    # What separates the texts of a pair is not read.
+    assert result["key_differences"] == {}
+
+
+def test_yarn_is_equal(tmp_path: Path) -> None:
+    folder = synthetic.write_checkpoint(tmp_path / "Tiny-YaRN")
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    synthetic.write_json(
+        folder / "config.json", synthetic.config_of(synthetic.TINY) | {"rope_scaling": scaling}
+    )
+    result = compare_converters(folder, "bf16", tmp_path)
+    assert result["tensor_differences"] == {}
+    assert result["key_differences"] == {}

@@ -1,0 +1,60 @@
+"""`qwen-edge verify`: does a GGUF file compute what its checkpoint does?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.output import format_option, print_json
+
+if TYPE_CHECKING:
+    from qwen_edge.convert import VerificationReport
+
+
+@click.command("verify")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    "checkpoint",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The checkpoint that FILE was made from.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
+@format_option
+def command(file: Path, checkpoint: Path, threads: int | None, output_format: str) -> None:
+    """Run fixed prompts through FILE and through its checkpoint, and compare every logit.
+
+    FILE runs in llama.cpp as it does elsewhere; the checkpoint in a plain float32 computation that shares no code
+    with it. Fails where FILE is further off than rounding to its type explains.
+    """
+    from qwen_edge.convert import verify_file
+
+    report = verify_file(file, checkpoint, n_threads=threads)
+    if output_format == "json":
+        print_json(report.to_dict())
+    else:
+        click.echo(summary(report))
+    report.require()
+
+
+def summary(report: VerificationReport) -> str:
+    """Return the report as lines for people."""
+    limits = report.limits
+    lines = [
+        f"{report.path.name} against {report.checkpoint.name}: {report.tokens} predictions on {report.prompts} prompts, "
+        f"{report.duration_s:.1f} s",
+        f"  logit error     max {report.max_logit_error:.3g}, mean {report.mean_logit_error:.3g}",
+        f"  same top token  {report.top1_agreement:.2%}  (limit for {report.type or 'this type'}: "
+        f"{limits.top1_agreement:.0%})",
+        f"  KLD             mean {report.mean_kld:.3g} nat, max {report.max_kld:.3g}  (limit for the mean: "
+        f"{limits.mean_kld:g})",
+    ]
+    if report.max_pooled_error is not None:
+        lines.append(f"  pooled output   max error {report.max_pooled_error:.3g}")
+    lines.append(
+        "it computes what the checkpoint does" if report.is_within_limits else "beyond the limits of its type"
+    )
+    return "\n".join(lines)
