@@ -177,5 +177,6 @@ def _merge(files: list[Path]) -> dict[str, TensorEntry]:
 def _pickle_error(path: Path) -> UnsupportedError:
     return UnsupportedError(
         f"{path} is a PyTorch pickle: opening one can run any code, so only .safetensors is read",
-        hint="Take the checkpoint's safetensors version; most hubs offer one.",
+        hint="Take the checkpoint's safetensors version; most hubs offer one, some as a branch. If there is none, PyTorch "
+        "can make it without running code: safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE).",
     )

@@ -12,12 +12,14 @@ from typing import Any
 from qwen_edge.convert.json_files import Fields, shorten
 from qwen_edge.errors import CheckpointError, UnsupportedError
 
-# llama.cpp's name -> the pattern it stands for, as Qwen's tokenizer.json spells it.
+# The pattern that llama.cpp splits by, as Qwen's tokenizer.json spells it. It has two names there: the first is
+# Qwen's, whose tokenizer composes characters before, the second that of DeepSeek's distillations, which do not.
 # Source: LLAMA_VOCAB_PRE_TYPE_QWEN2 in llama.cpp, src/llama-vocab.cpp
-SPLIT_PATTERNS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
+COMPOSING, PLAIN = "qwen2", "deepseek-r1-qwen"
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _HINT = "The tokenizers that Qwen published with Qwen2, Qwen2.5 and Qwen3 can be converted."
 
@@ -43,7 +45,7 @@ def check_pipeline(tokenizer: Fields, model: Fields) -> str:
         UnsupportedError: llama.cpp's tokenizer does something else.
     """
     _check_bpe(model)
-    _check_normalizer(tokenizer)
+    composes = _composes(tokenizer)
     steps = _flatten(tokenizer, "pre_tokenizer", "pretokenizers")
     if [step.text("type") for step in steps] == ["Split", "ByteLevel"]:
         split, byte_level = steps
@@ -54,12 +56,11 @@ def check_pipeline(tokenizer: Fields, model: Fields) -> str:
             and not byte_level.boolean("add_prefix_space", default=True)
             and not byte_level.boolean("use_regex", default=True)
         )
-        for name, known_pattern in SPLIT_PATTERNS.items():
-            if is_plain and pattern == known_pattern:
-                return name
+        if is_plain and pattern == SPLIT_PATTERN:
+            return COMPOSING if composes else PLAIN
     raise UnsupportedError(
         f"{tokenizer.where}: 'pre_tokenizer' is {shorten(tokenizer.values.get('pre_tokenizer'), 300)}, "
-        f"which is none of the known rules ({', '.join(SPLIT_PATTERNS)})",
+        "which is not Qwen's rule",
         hint=_HINT,
     )
 
@@ -101,14 +102,17 @@ def _check_bpe(model: Fields) -> None:
             )
 
 
-def _check_normalizer(tokenizer: Fields) -> None:
-    for step in _flatten(tokenizer, "normalizer", "normalizers"):
+def _composes(tokenizer: Fields) -> bool:
+    """Return whether the tokenizer composes characters (NFC), after checking that it does nothing else."""
+    steps = _flatten(tokenizer, "normalizer", "normalizers")
+    for step in steps:
         # llama.cpp composes nothing: whoever feeds it text has to (NFC), and most text is composed already.
         if step.text("type") != "NFC":
             raise UnsupportedError(
                 f"{tokenizer.where}: the normalizer {step.text('type')!r} is not supported, only 'NFC'",
                 hint=_HINT,
             )
+    return bool(steps)
 
 
 def _flatten(fields: Fields, key: str, inner_key: str) -> list[Fields]:

@@ -217,9 +217,10 @@ def test_a_tokenizer_that_llama_cpp_would_misread_is_refused(
 
 
 @pytest.mark.parametrize("normalizer", [None, {"type": "Sequence", "normalizers": []}])
-def test_a_tokenizer_without_normalizer_is_fine(folder: Path, normalizer: Any) -> None:
-    _edit(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(normalizer=normalizer))
+def test_a_tokenizer_that_does_not_compose_is_told_apart(folder: Path, normalizer: Any) -> None:
     assert _read(folder).pre_tokenizer == "qwen2"
+    _edit(folder, "tokenizer.json", lambda tokenizer: tokenizer.update(normalizer=normalizer))
+    assert _read(folder).pre_tokenizer == "deepseek-r1-qwen"
 
 
 @pytest.mark.parametrize(
