@@ -4,7 +4,6 @@
 
     quantizer       quantize_file: a plan carried out, and the report; the work is native/quantizer's
       └── plan      plan_quantization, predict_size: types and size before any work, and refusals
-            └── header  metadata and tensor table of a GGUF file, without its weights
     evaluation      evaluate_kld: how far a file's predictions are from a reference file's
 
 The names below are imported when first used: `import qwen_edge.quantize` loads nothing.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ConfigError
-from qwen_edge.quantize.header import read_header
+from qwen_edge.gguf_header import read_header
 
 # Rows of logits compared at a time: 4 x 151,936 float64 are 5 MB for each temporary array; more is slower.
 _SLICE_ROWS = 4

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import ConfigError, GGUFError, UnsupportedError
+from qwen_edge.gguf_header import GGUFHeader, padded, read_header
 from qwen_edge.native.quantizer import Fallback, run_quantizer
 from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
-from qwen_edge.quantize.header import GGUFHeader, padded, read_header
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
 from qwen_edge.files import atomic_path
+from qwen_edge.gguf_header import read_header
 from qwen_edge.native.quantizer import Fallback, Outcome, run_quantizer
 from qwen_edge.quant_types import file_type
-from qwen_edge.quantize.header import read_header
 from qwen_edge.quantize.plan import QuantizationPlan, plan_quantization
 
 

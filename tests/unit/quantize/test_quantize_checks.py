@@ -15,10 +15,10 @@ import pytest
 
 from qwen_edge import quantize
 from qwen_edge.errors import ConfigError, GGUFError, ModelNotFoundError, UnsupportedError
+from qwen_edge.gguf_header import read_header
 from qwen_edge.native.quantizer import Fallback, Outcome
 from qwen_edge.quantize import plan as plan_module
 from qwen_edge.quantize import plan_quantization, predict_size, quantize_file
-from qwen_edge.quantize.header import read_header
 
 Usage = collections.namedtuple("Usage", "total used free")
 

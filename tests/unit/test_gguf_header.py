@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.errors import GGUFError, ModelNotFoundError, QwenEdgeError, UnsupportedError
-from qwen_edge.quantize.header import padded, read_header
+from qwen_edge.gguf_header import padded, read_header
 
 
 def test_header_is_what_the_gguf_package_reads(make_gguf: Callable[..., Path]) -> None:
