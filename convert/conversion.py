@@ -6,17 +6,20 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_edge.config import AdapterLike, adapter_configs
+from qwen_edge.convert.adapter import WEIGHTS_NAME
+from qwen_edge.convert.adapter_merge import apply_adapters
 from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
 from qwen_edge.convert.dtypes import OUTPUT_TYPES, OutputType, stored_type
 from qwen_edge.convert.gguf_writer import PlannedTensor, write_gguf
 from qwen_edge.convert.qwen import ExpectedTensor, QwenConfig, expected_tensors, parse_config
-from qwen_edge.convert.safetensors_file import TensorEntry
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import CheckpointError, ConfigError
 from qwen_edge.files import atomic_path
@@ -53,6 +56,7 @@ class ConversionReport:
         parameter_count: Weights in it, a tied head counted once.
         dropped: Tensors of the checkpoint that are not in it.
         duration_s: Wall-clock time.
+        adapters: Folders of the adapters that were merged.
     """
 
     path: Path
@@ -63,6 +67,7 @@ class ConversionReport:
     parameter_count: int
     dropped: tuple[DroppedTensor, ...]
     duration_s: float
+    adapters: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -70,6 +75,7 @@ class ConversionReport:
             **asdict(self),
             "path": str(self.path),
             "dropped": [asdict(tensor) for tensor in self.dropped],
+            "adapters": [str(path) for path in self.adapters],
         }
 
 
@@ -78,6 +84,7 @@ def convert_checkpoint(
     target: str | os.PathLike[str],
     *,
     dtype: OutputType = "bf16",
+    adapters: Sequence[AdapterLike] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
     """Convert a Qwen3, Qwen2 or Qwen2.5 checkpoint to GGUF.
@@ -89,11 +96,12 @@ def convert_checkpoint(
         source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
         target: The GGUF file to make.
         dtype: Type of the matrices: "f32", "f16" or "bf16".
+        adapters: PEFT adapters to merge, see `apply_adapters`. The sum is rounded to `dtype` once.
         progress: Called with (done_bytes, total_bytes) of tensor data as they are written.
 
     Raises:
-        ModelNotFoundError: There is nothing at `source`.
-        CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json.
+        ModelNotFoundError: There is nothing at `source`, or no adapter where one is named.
+        CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json; or an adapter is.
         UnsupportedError: It is well formed, and another architecture or format than can be converted.
         ConfigError: `dtype` is another, or `target` is a file of the checkpoint.
         OSError: A file cannot be read or written, or the disk is full.
@@ -103,7 +111,9 @@ def convert_checkpoint(
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(OUTPUT_TYPES)}")
     checkpoint = open_checkpoint(source)
     target = Path(target)
-    _check_target(target, checkpoint)
+    adapters = adapter_configs(adapters)
+    _check_target(target, [*checkpoint.weight_files, *(each.path / WEIGHTS_NAME for each in adapters)])
+    checkpoint = apply_adapters(checkpoint, adapters) if adapters else checkpoint
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     found, dropped = match_tensors(checkpoint, config)
     tensors = [
@@ -131,12 +141,13 @@ def convert_checkpoint(
         parameter_count=sum(tensor.source.n_elements for tensor in tensors),
         dropped=tuple(dropped),
         duration_s=time.monotonic() - started_s,
+        adapters=tuple(each.path for each in adapters),
     )
 
 
 def match_tensors(
     checkpoint: Checkpoint, config: QwenConfig
-) -> tuple[list[tuple[ExpectedTensor, TensorEntry]], list[DroppedTensor]]:
+) -> tuple[list[tuple[ExpectedTensor, TensorSource]], list[DroppedTensor]]:
     """Pair each expected tensor with the checkpoint's, and account for the rest.
 
     Returns:
@@ -165,9 +176,9 @@ def match_tensors(
     return found, dropped
 
 
-def _without_prefix(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+def _without_prefix(checkpoint: Checkpoint) -> dict[str, TensorSource]:
     """Return the tensors by name without "model.": bare models are published without it."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, TensorSource] = {}
     for name, entry in checkpoint.tensors.items():
         short = name.removeprefix("model.")
         if short in tensors:
@@ -194,7 +205,7 @@ def _missing_error(
     )
 
 
-def _check_entry(tensor: ExpectedTensor, entry: TensorEntry) -> None:
+def _check_entry(tensor: ExpectedTensor, entry: TensorSource) -> None:
     entry.check_convertible()
     if entry.shape != tensor.shape:
         raise CheckpointError(
@@ -205,7 +216,7 @@ def _check_entry(tensor: ExpectedTensor, entry: TensorEntry) -> None:
 
 
 def _drop_redundant(
-    left_over: dict[str, TensorEntry], config: QwenConfig, embedding: TensorEntry
+    left_over: dict[str, TensorSource], config: QwenConfig, embedding: TensorSource
 ) -> Iterator[DroppedTensor]:
     """Take out of `left_over` what the file does not need."""
     head = left_over.pop("lm_head.weight", None)
@@ -217,7 +228,7 @@ def _drop_redundant(
         yield DroppedTensor(left_over.pop(name).name, "computed from rope_theta")
 
 
-def _check_copy(head: TensorEntry, embedding: TensorEntry) -> None:
+def _check_copy(head: TensorSource, embedding: TensorSource) -> None:
     """Check that a tied head which the checkpoint carries all the same is the embedding, bit for bit."""
     is_copy = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
     if is_copy:
@@ -236,13 +247,15 @@ def _check_copy(head: TensorEntry, embedding: TensorEntry) -> None:
         )
 
 
-def _check_target(target: Path, checkpoint: Checkpoint) -> None:
+def _check_target(target: Path, sources: Sequence[Path]) -> None:
     if target.is_dir():
         raise ConfigError(
             f"the target {target} is a folder", hint=f"Name a file, such as {target / 'model.gguf'}"
         )
-    if target.resolve() in [path.resolve() for path in checkpoint.weight_files]:
-        raise ConfigError(f"the target {target} is a file of the checkpoint", hint="Name another file.")
+    if target.resolve() in [path.resolve() for path in sources]:
+        raise ConfigError(
+            f"the target {target} is a file of the checkpoint or of an adapter", hint="Name another file."
+        )
 
 
 def _check_free_space(target: Path, tensor_bytes: int) -> None:

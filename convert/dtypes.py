@@ -43,7 +43,7 @@ def encode(piece: bytes, source_dtype: str, target: OutputType) -> bytes:
     """
     if _SAME_FORMAT[source_dtype] == target:
         return piece
-    values = _decode(piece, source_dtype)
+    values = decode(piece, source_dtype)
     if target == "f32":
         return values.tobytes()
     if target == "bf16":
@@ -58,7 +58,8 @@ def encode(piece: bytes, source_dtype: str, target: OutputType) -> bytes:
         ) from error
 
 
-def _decode(piece: bytes, source_dtype: str) -> npt.NDArray[np.float32]:
+def decode(piece: bytes, source_dtype: str) -> npt.NDArray[np.float32]:
+    """Return whole little-endian numbers of "BF16", "F16" or "F32" as float32, one dimension."""
     if source_dtype == "BF16":
         return (np.frombuffer(piece, "<u2").astype("<u4") << 16).view("<f4")
     return np.frombuffer(piece, "<f2" if source_dtype == "F16" else "<f4").astype("<f4", copy=False)

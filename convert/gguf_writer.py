@@ -1,6 +1,6 @@
 """Writing the GGUF file: all of the header at once, then the tensors one after the other in small pieces.
 
-The only module here that imports the `gguf` package.
+This module and adapter_gguf are the only ones here that import the `gguf` package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from qwen_edge.convert.dtypes import ITEM_BYTES, OutputType, encode
 from qwen_edge.convert.json_files import Fields, read_object_if_present
 from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
-from qwen_edge.convert.safetensors_file import TensorEntry
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import Vocabulary
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
 
@@ -32,7 +32,7 @@ _FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
 }
-_TENSOR_TYPES = {
+TENSOR_TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
@@ -67,7 +67,7 @@ class PlannedTensor:
         stored_as: Its type in the file.
     """
 
-    source: TensorEntry
+    source: TensorSource
     gguf_name: str
     stored_as: OutputType
 
@@ -107,17 +107,17 @@ def write_gguf(
     total_bytes = sum(tensor.n_bytes for tensor in tensors)
     done_bytes = 0
     with path.open("ab") as file:
-        _pad(file)
+        pad(file)
         for tensor in tensors:
             for encoded in _encoded_pieces(tensor):
                 file.write(encoded)
                 done_bytes += len(encoded)
                 if progress is not None:
                     progress(done_bytes, total_bytes)
-            _pad(file)
+            pad(file)
 
 
-def _pad(file: BinaryIO) -> None:
+def pad(file: BinaryIO) -> None:
     """Fill up to where the next tensor may begin."""
     file.write(b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
@@ -152,7 +152,7 @@ def _write_header(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_vocabulary(writer, vocabulary)
         for tensor in tensors:
-            stored_as = _TENSOR_TYPES[tensor.stored_as]
+            stored_as = TENSOR_TYPES[tensor.stored_as]
             # The third is the type of a numpy array, and there is none.
             writer.add_tensor_info(
                 tensor.gguf_name, tensor.source.shape, None, tensor.n_bytes, raw_dtype=stored_as
