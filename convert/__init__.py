@@ -3,10 +3,12 @@
 ::
 
     checkpoint folder ──> checkpoint.Checkpoint      files, headers, config.json (nothing of the weights is read)
+    adapter folders ────────┤ adapter_merge          tensors that come with the adapters' changes as they are read
                             ├─> qwen                 architecture parameters, tensor names and shapes
                             ├─> vocabulary           tokens, merges, special tokens, chat template
                             ├─> gguf_writer          header first, then one tensor after the other
                             └─> reference            the forward pass in numpy, which verification compares a file with
+    adapter folder ───────> adapter.Adapter ──> adapter_gguf       a file that acts beside the model
 
 The names below are imported when first used: `import qwen_edge.convert` loads nothing.
 """
@@ -17,27 +19,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwen_edge.convert.adapter_gguf import AdapterReport as AdapterReport
+    from qwen_edge.convert.adapter_gguf import convert_adapter as convert_adapter
     from qwen_edge.convert.conversion import ConversionReport as ConversionReport
     from qwen_edge.convert.conversion import convert_checkpoint as convert_checkpoint
     from qwen_edge.convert.matching import DroppedTensor as DroppedTensor
     from qwen_edge.convert.verification import VerificationReport as VerificationReport
     from qwen_edge.convert.verification import verify_file as verify_file
 
-_HOMES = {
-    "ConversionReport": "qwen_edge.convert.conversion",
-    "DroppedTensor": "qwen_edge.convert.matching",
-    "VerificationReport": "qwen_edge.convert.verification",
-    "convert_checkpoint": "qwen_edge.convert.conversion",
-    "verify_file": "qwen_edge.convert.verification",
+_MODULES = {
+    "AdapterReport": "adapter_gguf",
+    "ConversionReport": "conversion",
+    "DroppedTensor": "matching",
+    "VerificationReport": "verification",
+    "convert_adapter": "adapter_gguf",
+    "convert_checkpoint": "conversion",
+    "verify_file": "verification",
 }
 
-__all__ = ["ConversionReport", "DroppedTensor", "VerificationReport", "convert_checkpoint", "verify_file"]
+__all__ = [
+    "AdapterReport",
+    "ConversionReport",
+    "DroppedTensor",
+    "VerificationReport",
+    "convert_adapter",
+    "convert_checkpoint",
+    "verify_file",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f"qwen_edge.convert.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

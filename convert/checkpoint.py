@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen_edge.convert.json_files import read_object, shorten
 from qwen_edge.convert.safetensors_file import TensorEntry, read_header
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import CheckpointError, ModelNotFoundError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -29,7 +31,7 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, Any]
-    tensors: dict[str, TensorEntry]
+    tensors: Mapping[str, TensorSource]
 
     @property
     def name(self) -> str:
@@ -54,6 +56,12 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
     # Absolute, so that "." has a name; links stay, for in a hub's cache they lead to files named by digest.
     path = Path(os.path.abspath(source))  # noqa: PTH100
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise UnsupportedError(
+                f"{path} is an adapter (PEFT), not a checkpoint",
+                hint=f"Merge it: qwen-edge convert CHECKPOINT --adapter {path}\n"
+                f"  Or use it beside its model: qwen-edge convert {path} --base CHECKPOINT -o adapter.gguf",
+            )
         tensors = _open_folder(path)
         folder = path
     elif path.is_file():

@@ -6,18 +6,20 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
+from qwen_edge.config import AdapterLike, adapter_configs
+from qwen_edge.convert.adapter import WEIGHTS_NAME
+from qwen_edge.convert.adapter_merge import apply_adapters
+from qwen_edge.convert.checkpoint import open_checkpoint
 from qwen_edge.convert.dtypes import OUTPUT_TYPES, OutputType, stored_type
 from qwen_edge.convert.gguf_writer import PlannedTensor, write_gguf
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
 from qwen_edge.convert.qwen import ExpectedTensor, parse_config
 from qwen_edge.convert.reranker import HEAD_NAME, RerankerHead, is_reranker, reranker_head
-from qwen_edge.convert.safetensors_file import TensorEntry
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import ConfigError
@@ -40,6 +42,7 @@ class ConversionReport:
         parameter_count: Weights in it, a tied head counted once.
         dropped: Tensors of the checkpoint that are not in it.
         duration_s: Wall-clock time.
+        adapters: Folders of the adapters that were merged.
     """
 
     path: Path
@@ -50,6 +53,7 @@ class ConversionReport:
     parameter_count: int
     dropped: tuple[DroppedTensor, ...]
     duration_s: float
+    adapters: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
@@ -57,6 +61,7 @@ class ConversionReport:
             **asdict(self),
             "path": str(self.path),
             "dropped": [asdict(tensor) for tensor in self.dropped],
+            "adapters": [str(path) for path in self.adapters],
         }
 
 
@@ -65,6 +70,7 @@ def convert_checkpoint(
     target: str | os.PathLike[str],
     *,
     dtype: OutputType = "bf16",
+    adapters: Sequence[AdapterLike] = (),
     reranker: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConversionReport:
@@ -77,12 +83,13 @@ def convert_checkpoint(
         source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
         target: The GGUF file to make.
         dtype: Type of the matrices: "f32", "f16" or "bf16".
+        adapters: PEFT adapters to merge, see `apply_adapters`. The sum is rounded to `dtype` once.
         reranker: Whether to make a reranker of it, see convert/reranker.py; None looks at what it calls itself.
         progress: Called with (done_bytes, total_bytes) of tensor data as they are written.
 
     Raises:
-        ModelNotFoundError: There is nothing at `source`.
-        CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json.
+        ModelNotFoundError: There is nothing at `source`, or no adapter where one is named.
+        CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json; or an adapter is.
         UnsupportedError: It is well formed, and another architecture or format than can be converted.
         ConfigError: `dtype` is another, or `target` is a file of the checkpoint.
         OSError: A file cannot be read or written, or the disk is full.
@@ -92,7 +99,9 @@ def convert_checkpoint(
         raise ConfigError(f"dtype is {dtype!r}, expected one of {', '.join(OUTPUT_TYPES)}")
     checkpoint = open_checkpoint(source)
     target = Path(target)
-    _check_target(target, checkpoint)
+    adapters = adapter_configs(adapters)
+    _check_target(target, [*checkpoint.weight_files, *(each.path / WEIGHTS_NAME for each in adapters)])
+    checkpoint = apply_adapters(checkpoint, adapters) if adapters else checkpoint
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
     found, dropped = match_tensors(checkpoint, config)
     vocabulary = read_vocabulary(checkpoint.folder, config.vocab_size, checkpoint.config)
@@ -127,11 +136,12 @@ def convert_checkpoint(
         parameter_count=sum(tensor.source.n_elements for tensor in tensors),
         dropped=tuple(dropped),
         duration_s=time.monotonic() - started_s,
+        adapters=tuple(each.path for each in adapters),
     )
 
 
 def _plan_tensors(
-    found: list[tuple[ExpectedTensor, TensorEntry]], head: RerankerHead | None, dtype: OutputType
+    found: list[tuple[ExpectedTensor, TensorSource]], head: RerankerHead | None, dtype: OutputType
 ) -> list[PlannedTensor]:
     sources: list[tuple[str, TensorSource]] = [(expected.gguf_name, entry) for expected, entry in found]
     if head is not None:
@@ -142,13 +152,15 @@ def _plan_tensors(
     ]
 
 
-def _check_target(target: Path, checkpoint: Checkpoint) -> None:
+def _check_target(target: Path, sources: Sequence[Path]) -> None:
     if target.is_dir():
         raise ConfigError(
             f"the target {target} is a folder", hint=f"Name a file, such as {target / 'model.gguf'}"
         )
-    if target.resolve() in [path.resolve() for path in checkpoint.weight_files]:
-        raise ConfigError(f"the target {target} is a file of the checkpoint", hint="Name another file.")
+    if target.resolve() in [path.resolve() for path in sources]:
+        raise ConfigError(
+            f"the target {target} is a file of the checkpoint or of an adapter", hint="Name another file."
+        )
 
 
 def _check_free_space(target: Path, tensor_bytes: int) -> None:

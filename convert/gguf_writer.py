@@ -1,6 +1,6 @@
 """Writing the GGUF file: all of the header at once, then the tensors one after the other in small pieces.
 
-The only module here that imports the `gguf` package.
+This module and adapter_gguf are the only ones here that import the `gguf` package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
 }
-_TENSOR_TYPES = {
+TENSOR_TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,
     "bf16": gguf.GGMLQuantizationType.BF16,
@@ -111,17 +111,17 @@ def write_gguf(
     total_bytes = sum(tensor.n_bytes for tensor in tensors)
     done_bytes = 0
     with path.open("ab") as file:
-        _pad(file)
+        pad(file)
         for tensor in tensors:
             for encoded in _encoded_pieces(tensor):
                 file.write(encoded)
                 done_bytes += len(encoded)
                 if progress is not None:
                     progress(done_bytes, total_bytes)
-            _pad(file)
+            pad(file)
 
 
-def _pad(file: BinaryIO) -> None:
+def pad(file: BinaryIO) -> None:
     """Fill up to where the next tensor may begin."""
     file.write(b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
 
@@ -160,7 +160,7 @@ def _write_header(
         _add_vocabulary(writer, vocabulary)
         _add_templates(writer, vocabulary.chat_template, with_prompt=head is not None)
         for tensor in tensors:
-            stored_as = _TENSOR_TYPES[tensor.stored_as]
+            stored_as = TENSOR_TYPES[tensor.stored_as]
             # The third is the type of a numpy array, and there is none.
             writer.add_tensor_info(
                 tensor.gguf_name, tensor.source.shape, None, tensor.n_bytes, raw_dtype=stored_as

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qwen_edge.convert.checkpoint import Checkpoint
 from qwen_edge.convert.qwen import ExpectedTensor, QwenConfig, expected_tensors
-from qwen_edge.convert.safetensors_file import TensorEntry
+from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import CheckpointError
 
 _COMPARE_BYTES = 4 << 20
@@ -30,7 +30,7 @@ class DroppedTensor:
 
 def match_tensors(
     checkpoint: Checkpoint, config: QwenConfig
-) -> tuple[list[tuple[ExpectedTensor, TensorEntry]], list[DroppedTensor]]:
+) -> tuple[list[tuple[ExpectedTensor, TensorSource]], list[DroppedTensor]]:
     """Pair each expected tensor with the checkpoint's, and account for the rest.
 
     Returns:
@@ -59,9 +59,9 @@ def match_tensors(
     return found, dropped
 
 
-def _without_prefix(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+def _without_prefix(checkpoint: Checkpoint) -> dict[str, TensorSource]:
     """Return the tensors by name without "model.": bare models are published without it."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, TensorSource] = {}
     for name, entry in checkpoint.tensors.items():
         short = name.removeprefix("model.")
         if short in tensors:
@@ -88,7 +88,7 @@ def _missing_error(
     )
 
 
-def _check_entry(tensor: ExpectedTensor, entry: TensorEntry) -> None:
+def _check_entry(tensor: ExpectedTensor, entry: TensorSource) -> None:
     entry.check_convertible()
     if entry.shape != tensor.shape:
         raise CheckpointError(
@@ -99,11 +99,13 @@ def _check_entry(tensor: ExpectedTensor, entry: TensorEntry) -> None:
 
 
 def _drop_redundant(
-    left_over: dict[str, TensorEntry], config: QwenConfig, embedding: TensorEntry
+    left_over: dict[str, TensorSource], config: QwenConfig, embedding: TensorSource
 ) -> Iterator[DroppedTensor]:
     """Take out of `left_over` what the file does not need."""
     head = left_over.pop("lm_head.weight", None)
-    if head is not None:
+    if head is not None and config.n_labels:
+        yield DroppedTensor(head.name, "a classifier does not predict tokens")
+    elif head is not None:
         assert config.is_tied, "Bug: an untied head is an expected tensor"
         _check_copy(head, embedding)
         yield DroppedTensor(head.name, f"a bitwise copy of {embedding.name}, to which the head is tied")
@@ -111,7 +113,7 @@ def _drop_redundant(
         yield DroppedTensor(left_over.pop(name).name, "computed from rope_theta")
 
 
-def _check_copy(head: TensorEntry, embedding: TensorEntry) -> None:
+def _check_copy(head: TensorSource, embedding: TensorSource) -> None:
     """Check that a tied head which the checkpoint carries all the same is the embedding, bit for bit."""
     is_copy = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
     if is_copy:

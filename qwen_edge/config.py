@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from qwen_edge.errors import ConfigError
@@ -13,6 +17,8 @@ Switch = Literal["on", "off"]
 
 DEFAULT_N_CTX = 4096
 
+_MAX_ADAPTER_SCALE = 1000.0
+
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
@@ -22,6 +28,56 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)} (not {value!r})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """An adapter (LoRA), and how strongly it acts.
+
+    Attributes:
+        path: For a loaded model a GGUF file, for a conversion the folder in which PEFT saved it.
+        scale: What the adapter adds is multiplied by this: 0 is the model alone, 1 the adapter as it was trained.
+    """
+
+    path: Path
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+        is_number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
+        if not is_number or not math.isfinite(self.scale) or abs(self.scale) > _MAX_ADAPTER_SCALE:
+            raise ConfigError(
+                f"the scale of adapter {self.path} must be a number between -{_MAX_ADAPTER_SCALE:g} and "
+                f"{_MAX_ADAPTER_SCALE:g} (not {self.scale!r})"
+            )
+        object.__setattr__(self, "scale", float(self.scale))
+
+
+AdapterLike = AdapterConfig | str | os.PathLike[str] | tuple[str | os.PathLike[str], float]
+
+
+def adapter_configs(adapters: Iterable[AdapterLike]) -> tuple[AdapterConfig, ...]:
+    """Return adapters in their full form.
+
+    Args:
+        adapters: Each an AdapterConfig, a path, or a (path, scale).
+
+    Raises:
+        ConfigError: One is something else, or a scale is out of range.
+    """
+    example = 'Form: adapters=["a.gguf", ("b.gguf", 0.5)].'
+    if isinstance(adapters, str | os.PathLike) or not isinstance(adapters, Iterable):
+        raise ConfigError(f"adapters must be a list (not {adapters!r})", hint=example)
+    configs = []
+    for adapter in adapters:
+        if isinstance(adapter, AdapterConfig):
+            configs.append(adapter)
+            continue
+        pair = adapter if isinstance(adapter, tuple | list) else (adapter, 1.0)
+        if len(pair) != 2 or not isinstance(pair[0], str | os.PathLike):
+            raise ConfigError(f"an adapter must be a path or (path, scale), not {adapter!r}", hint=example)
+        configs.append(AdapterConfig(path=Path(pair[0]), scale=pair[1]))
+    return tuple(configs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +97,7 @@ class LoadConfig:
             but holds weights twice that the CPU kernels repack.
         safe_kernels: True keeps to the plain kernels (no repacking, no AMX); None decides by probing the native
             library once per machine in a child process.
+        adapters: GGUF adapters that act on the model, each a path, a (path, scale) or an AdapterConfig; several add up.
     """
 
     n_ctx: int = DEFAULT_N_CTX
@@ -50,8 +107,10 @@ class LoadConfig:
     kv_type: KVType = "f16"
     load_mode: LoadMode = "read"
     safe_kernels: bool | None = None
+    adapters: tuple[AdapterConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "adapters", adapter_configs(self.adapters))
         _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
         _check_range("n_batch", self.n_batch, 1, 8192)
         if self.n_threads is not None:

@@ -91,12 +91,13 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
     Args:
         name_or_path: A GGUF file, or the name of a model in the catalog.
         config: How to load it.
-        **settings: Single fields of LoadConfig, in place of or on top of `config`: load(path, n_ctx=2048).
+        **settings: Single fields of LoadConfig, in place of or on top of `config`: load(path, n_ctx=2048), or
+            load(path, adapters=["a.gguf", ("b.gguf", 0.5)]).
 
     Raises:
         ModelNotFoundError: No such file or name.
         GGUFError: The file is damaged.
-        ConfigError: A setting is unknown or out of range.
+        ConfigError: A setting is unknown or out of range, or an adapter was made for another model.
         NativeMissingError: llama-cpp-python is not installed.
     """
     path: Path = hub.locate(name_or_path)

@@ -1,17 +1,21 @@
-"""`qwen-edge convert`: a checkpoint becomes a GGUF file."""
+"""`qwen-edge convert`: a checkpoint, or an adapter, becomes a GGUF file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from qwen_edge.cli.options import parse_adapter
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
 
 if TYPE_CHECKING:
+    from qwen_edge.config import AdapterConfig
     from qwen_edge.convert import ConversionReport
+    from qwen_edge.convert.adapter_gguf import AdapterType
+    from qwen_edge.convert.dtypes import OutputType
 
 
 @click.command("convert")
@@ -27,9 +31,20 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "f16", "bf16"]),
-    default="bf16",
-    show_default=True,
-    help="Type of the matrices. bf16 keeps published Qwen weights bit for bit.",
+    help="Type of the matrices. bf16 keeps published Qwen weights bit for bit. [default: bf16; of an adapter f32]",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    type=parse_adapter,
+    metavar="DIR[:SCALE]",
+    multiple=True,
+    help="PEFT adapter to merge into CHECKPOINT, its folder; may be given again.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The checkpoint that the adapter CHECKPOINT was trained on.",
 )
 @click.option(
     "-o",
@@ -40,29 +55,80 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @format_option
 def command(
-    checkpoint: Path, file_format: str, dtype: str, output: Path | None, force: bool, output_format: str
+    checkpoint: Path,
+    file_format: str,
+    dtype: str | None,
+    adapters: tuple[AdapterConfig, ...],
+    base: Path | None,
+    output: Path | None,
+    force: bool,
+    output_format: str,
 ) -> None:
     """Turn CHECKPOINT into a GGUF file.
 
     CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), or one
     .safetensors file with the others beside it.
+
+    A PEFT adapter (LoRA) is merged with --adapter. Given as CHECKPOINT, with --base, it becomes a file of its own that
+    acts beside the model.
     """
-    from qwen_edge.convert import convert_checkpoint
+    from qwen_edge.convert.adapter import is_adapter_folder
     from qwen_edge.convert.checkpoint import checkpoint_name
-    from qwen_edge.errors import ConfigError
 
     assert file_format == "gguf", "Bug: the option knows one format"
+    is_adapter = is_adapter_folder(checkpoint) and not (checkpoint / "config.json").exists()
+    _check_usage(checkpoint, is_adapter, adapters, base)
+    dtype = dtype or ("f32" if is_adapter else "bf16")
     target = output or Path(f"{checkpoint_name(checkpoint)}-{dtype}.gguf")
+    _check_replaces(target, force)
+    if is_adapter:
+        assert base is not None, "Bug: checked above"
+        _convert_adapter(checkpoint, base, target, cast("AdapterType", dtype), output_format)
+    else:
+        _convert_checkpoint(checkpoint, target, cast("OutputType", dtype), adapters, output_format)
+
+
+def _check_usage(
+    checkpoint: Path, is_adapter: bool, adapters: tuple[AdapterConfig, ...], base: Path | None
+) -> None:
+    if is_adapter and base is None:
+        raise click.UsageError(
+            f"{checkpoint} is an adapter: name its model with --base CHECKPOINT, or merge it with: "
+            f"qwen-edge convert CHECKPOINT --adapter {quote(str(checkpoint))}"
+        )
+    if is_adapter and adapters:
+        raise click.UsageError(f"--adapter merges into a checkpoint, and {checkpoint} is an adapter itself.")
+    if base is not None and not is_adapter:
+        raise click.UsageError(
+            f"--base goes with an adapter folder, and {checkpoint} is none (it has no adapter_config.json)."
+        )
+
+
+def _check_replaces(target: Path, force: bool) -> None:
+    from qwen_edge.errors import ConfigError
+
     if target.is_file() and not force:
         raise ConfigError(
             f"{target} exists already", hint="Replace it with --force, or name another file with -o."
         )
+
+
+def _convert_checkpoint(
+    checkpoint: Path,
+    target: Path,
+    dtype: OutputType,
+    adapters: tuple[AdapterConfig, ...],
+    output_format: str,
+) -> None:
+    from qwen_edge.convert import convert_checkpoint
+
     with byte_progress() as display:
         task = display.add_task(f"Writing {target.name}", total=None)
         report = convert_checkpoint(
             checkpoint,
             target,
-            dtype=dtype,  # type: ignore[arg-type]  # click has checked it
+            dtype=dtype,
+            adapters=adapters,
             progress=lambda done, total: display.update(task, completed=done, total=total),
         )
     if output_format == "json":
@@ -73,10 +139,25 @@ def command(
     note(f"Next: qwen-edge quantize {quote(str(target))} --type Q4_K_M -o {quote(str(smaller))}")
 
 
+def _convert_adapter(adapter: Path, base: Path, target: Path, dtype: AdapterType, output_format: str) -> None:
+    from qwen_edge.convert import convert_adapter
+
+    report = convert_adapter(adapter, base, target, dtype=dtype)
+    if output_format == "json":
+        print_json(report.to_dict())
+    else:
+        click.echo(
+            f"{report.path}  {format_bytes(report.size_bytes)}, adapter for {report.architecture}, {report.dtype}, "
+            f"{report.parameter_count / 1e6:,.2f} M weights in {report.tensor_count} tensors"
+        )
+    note(f"Next: qwen-edge run MODEL PROMPT --adapter {quote(str(target))}")
+
+
 def _summary(report: ConversionReport) -> str:
     lines = [
         f"{report.path}  {format_bytes(report.size_bytes)}, {report.architecture}, {report.dtype}, "
         f"{report.parameter_count / 1e6:,.1f} M weights in {report.tensor_count} tensors, {report.duration_s:.1f} s"
     ]
+    lines += [f"merged: {path}" for path in report.adapters]
     lines += [f"left out: {tensor.name} ({tensor.reason})" for tensor in report.dropped]
     return "\n".join(lines)

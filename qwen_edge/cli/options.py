@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
-from qwen_edge.config import DEFAULT_N_CTX, LoadConfig, SamplingConfig, Switch
+from qwen_edge.config import DEFAULT_N_CTX, AdapterConfig, LoadConfig, SamplingConfig, Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,18 @@ class GenerationOptions:
         )
 
 
+def parse_adapter(value: str) -> AdapterConfig:
+    """Return what PATH or PATH:SCALE asks for; a file of the whole name, or no number behind the colon, is a path."""
+    path, colon, scale = value.rpartition(":")
+    if not colon or Path(value).exists():
+        return AdapterConfig(path=Path(value))
+    try:
+        number = float(scale)
+    except ValueError:
+        return AdapterConfig(path=Path(value))
+    return AdapterConfig(path=Path(path), scale=number)
+
+
 _OPTIONS = (
     click.option("--thinking", type=click.Choice(["on", "off"]), help="Think first, or answer at once. Default: the model's."),
     click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens, thinking included."),
@@ -46,6 +59,8 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores."),
     click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
                  help="On reads long prompts faster, off answers faster."),
+    click.option("--adapter", "adapters", type=parse_adapter, metavar="FILE[:SCALE]", multiple=True,
+                 help="GGUF adapter (LoRA) that acts on the model; may be given again."),
     click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token. Default: Qwen's advice."),
     click.option("--top-p", type=click.FloatRange(0, 1), help="Default: Qwen's advice."),
     click.option("--top-k", type=click.IntRange(min=0), help="Default: Qwen's advice."),
@@ -64,13 +79,14 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         n_ctx: int,
         threads: int | None,
         flash_attention: Switch,
+        adapters: tuple[AdapterConfig, ...],
         temperature: float | None,
         top_p: float | None,
         top_k: int | None,
         seed: int | None,
         **kwargs: Any,
     ) -> Any:
-        load = LoadConfig(n_ctx=n_ctx, n_threads=threads, flash_attention=flash_attention)
+        load = LoadConfig(n_ctx=n_ctx, n_threads=threads, flash_attention=flash_attention, adapters=adapters)
         options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
         return function(*args, options=options, **kwargs)
 

@@ -79,7 +79,8 @@ class LlamaEngine(Engine):
             config: How; with safe_kernels None the native library is probed in a child process the first time.
 
         Raises:
-            ModelNotFoundError, GGUFError: The file is missing or cannot be loaded.
+            ModelNotFoundError, GGUFError: The file or an adapter is missing or cannot be loaded.
+            ConfigError: An adapter was made for another model.
             NativeMissingError: llama-cpp-python is not installed.
             NativeCrashError: The library dies on this machine whatever the kernels.
         """
@@ -92,7 +93,9 @@ class LlamaEngine(Engine):
                 warnings.warn(verdict.warning(), probe.NativeFallbackWarning, stacklevel=2)
         self._config = config
         self._n_threads = config.n_threads or device.usable_cores()
-        self._model = model = NativeModel(path, load_mode=config.load_mode, safe_kernels=safe_kernels)
+        self._model = model = NativeModel(
+            path, load_mode=config.load_mode, safe_kernels=safe_kernels, adapters=config.adapters
+        )
         # Qwen's tokenizer composes characters first (its tokenizer.json has the normalizer NFC); llama.cpp does not.
         self._takes_nfc = model.metadata("tokenizer.ggml.pre") == "qwen2"
         self.info = ModelInfo(
@@ -114,6 +117,7 @@ class LlamaEngine(Engine):
                 "kv_type": config.kv_type,
                 "load_mode": config.load_mode,
                 "kernels": "safe" if safe_kernels else "fast",
+                "adapters": [{"path": str(each.path), "scale": each.scale} for each in config.adapters],
             },
         )
 

@@ -1,7 +1,7 @@
 """Owners of llama.cpp's objects: Model and Context here, Sampler in sampler.py.
 
 Lifetime: a context and a sampler hold their model strongly; a model knows its contexts weakly and frees them before
-itself. `close()` may be called any number of times, waits for the call in flight, and later use is a ClosedError.
+itself, and its adapters between the two. `close()` may be called any number of times, waits for the call in flight, and later use is a ClosedError.
 Each native object is freed exactly once: by close(), else when its owner is collected, else at exit, children first
 (weakref.finalize runs in reverse order of creation).
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import AdapterConfig, LoadConfig
 from qwen_edge.errors import (
     CancelledError,
     ClosedError,
@@ -28,6 +28,7 @@ from qwen_edge.errors import (
     ModelNotFoundError,
     NativeError,
 )
+from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.hugepages import huge_pages_for_new_memory
 from qwen_edge.quant_types import TENSOR_TYPES
@@ -69,10 +70,15 @@ def check_is_gguf(path: Path) -> None:
 
 
 class NativeModel:
-    """Weights and vocabulary of one GGUF file in memory."""
+    """Weights and vocabulary of one GGUF file in memory, and the adapters that act on them."""
 
     def __init__(
-        self, path: str | os.PathLike[str], *, load_mode: str = "read", safe_kernels: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        load_mode: str = "read",
+        safe_kernels: bool = False,
+        adapters: Sequence[AdapterConfig] = (),
     ) -> None:
         """Load a file.
 
@@ -80,10 +86,12 @@ class NativeModel:
             path: A GGUF file; of a split one the first part.
             load_mode: "read" or "mmap", see LoadConfig.
             safe_kernels: Keep weights as they are in the file: no repacking, no AMX.
+            adapters: Act in all contexts of this model.
 
         Raises:
             ModelNotFoundError: No such file.
             GGUFError: The file is damaged, truncated, or of an architecture llama.cpp does not know.
+            ConfigError: An adapter was made for another model.
         """
         self.path = Path(path)
         check_is_gguf(self.path)
@@ -97,12 +105,18 @@ class NativeModel:
         with library.interrupt_deferred(), huge_pages_for_new_memory():
             self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
-            raise GGUFError(
-                f"llama.cpp cannot load {self.path}: {library.last_errors() or 'no reason given'}",
-                hint="A download that was cut off is the usual cause; fetch or convert the file again.",
-            )
+            raise _load_error(self.path)
         self._vocab = api.llama_model_get_vocab(self._handle)
-        self._free = weakref.finalize(self, api.llama_model_free, self._handle)
+        # The finalizer gets the list itself: it frees what is in it by then.
+        self._adapters: list[tuple[Any, float]] = []
+        self._free = weakref.finalize(self, _free_model, api, self._handle, self._adapters)
+        try:
+            for adapter in adapters:
+                native = native_adapters.load_adapter(api, self._handle, adapter.path)
+                self._adapters.append((native, adapter.scale))
+        except BaseException:
+            self._free()
+            raise
 
     @property
     def handle(self) -> Any:
@@ -116,7 +130,7 @@ class NativeModel:
         return self._handle
 
     def close(self) -> None:
-        """Free the contexts, then the weights."""
+        """Free the contexts, then the adapters, then the weights."""
         for context in list(self._contexts):
             context.close()
         self._free()
@@ -263,6 +277,8 @@ class NativeContext:
             self._batch.seq_id[i][0] = 0
         self._free = weakref.finalize(self, _free_context, api, self._handle, self._batch)
         model._contexts.add(self)
+        if model._adapters:
+            native_adapters.set_adapters(api, self._handle, model._adapters)
 
     @property
     def handle(self) -> Any:
@@ -362,6 +378,25 @@ class NativeContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
+
+
+def _load_error(path: Path) -> GGUFError:
+    if native_adapters.is_adapter(path):
+        return GGUFError(
+            f"{path} is an adapter, not a model",
+            hint=f'Load the model that it was trained on beside it: load("model.gguf", adapters=["{path}"]), or '
+            f"qwen-edge run model.gguf PROMPT --adapter {path}",
+        )
+    return GGUFError(
+        f"llama.cpp cannot load {path}: {library.last_errors() or 'no reason given'}",
+        hint="A download that was cut off is the usual cause; fetch or convert the file again.",
+    )
+
+
+def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> None:
+    for adapter, _ in adapters:
+        api.llama_adapter_lora_free(adapter)
+    api.llama_model_free(handle)
 
 
 def _free_context(api: Any, handle: Any, batch: Any) -> None:
