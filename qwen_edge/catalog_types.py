@@ -96,12 +96,18 @@ class PublishedFile:
         size_bytes: Its length.
         n_weights: Weights of the model.
         kv_bytes_per_token: KV cache in F16 of one token, with every layer at full context.
+        n_heads: Query heads.
+        ffn_size: Width inside the feed-forward layers, of all experts that one token visits.
+        vocab_size: Rows of the embedding.
     """
 
     type_name: str
     size_bytes: int
     n_weights: int
     kv_bytes_per_token: int
+    n_heads: int
+    ffn_size: int
+    vocab_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
