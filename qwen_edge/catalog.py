@@ -24,6 +24,9 @@ __all__ = [
     "Thinking",
     "WheelParts",
     "find_model",
+    "names_of",
+    "nearest_model",
+    "normalised",
     "parse_model_name",
     "recommended_sampling",
     "recommended_sampling_for",
@@ -88,12 +91,18 @@ def find_model(name: str) -> CatalogModel:
         return _BY_REPOSITORY[wanted][0]
     if wanted in _BY_NAME:
         return _BY_NAME[wanted]
-    near = difflib.get_close_matches(wanted, _BY_NAME, n=1)
-    hint = f"Did you mean {_BY_NAME[near[0]].name}? " if near else ""
+    near = nearest_model(name)
     raise ModelNotFoundError(
         f"{name!r} is neither a file nor a known model",
-        hint=hint + f"Known models: {', '.join(MODELS)}. A repository is named owner/name.",
+        hint=(f"Did you mean {near.name}? " if near else "")
+        + "All names: qwen-edge list. A repository on a hub is named owner/name.",
     )
+
+
+def nearest_model(name: str) -> CatalogModel | None:
+    """Return the model whose name is most like this one, None when none is much like it."""
+    near = difflib.get_close_matches(normalised(name), _BY_NAME, n=1)
+    return _BY_NAME[near[0]] if near else None
 
 
 def parse_model_name(text: str) -> ModelName:

@@ -197,20 +197,28 @@ def _cgroup_folder(folder: Path, files: _CgroupFiles) -> AvailableMemory | None:
     )
 
 
+# What a process with a model holds of a limited kind beyond its resident memory: mapped libraries, stacks, arenas.
+# Measured with 5.8 M and 0.5 B models: 285 and 299 MB of address space, 84 and 117 MB of data.
+_ULIMITS = (
+    ("address space", "VmSize", "-v", 300_000_000),
+    ("data size", "VmData", "-d", 120_000_000),
+)
+
+
 def _ulimit_memory(root: Path) -> Iterator[AvailableMemory]:
     """Yield what the soft limits of address space and data leave. Source: getrlimit(2), proc(5)."""
     limits = dict(
         re.findall(r"^Max (address space|data size) +(\d+) ", _text(root / "proc/self/limits"), re.MULTILINE)
     )
     used = _kilobytes(root / "proc/self/status")
-    for name, counter, option in (("address space", "VmSize", "-v"), ("data size", "VmData", "-d")):
+    for name, counter, option, overhead_bytes in _ULIMITS:
         if name in limits:
-            limit, in_use = int(limits[name]), used.get(counter, 0)
+            limit, taken = int(limits[name]), max(overhead_bytes, used.get(counter, 0))
             yield AvailableMemory(
-                available_bytes=max(0, limit - in_use),
+                available_bytes=max(0, limit - taken),
                 total_bytes=limit,
                 limited_by="ulimit",
-                reason=f"ulimit {option} allows {_gigabytes(limit)} of {name}, of which {_gigabytes(in_use)} are in use",
+                reason=f"ulimit {option} allows {_gigabytes(limit)}, of which the program itself takes {_gigabytes(taken)}",
             )
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # A package stands for all its modules, unless a module has an entry of its own.
 LAYERS = (
     ("errors", "files", "paths", "types", "config", "quant_types"),
-    ("catalog", "catalog_rows", "catalog_types", "hub", "device", "chat", "native"),
+    ("catalog", "catalog_rows", "catalog_types", "local_models", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
     ("memory", "prefix_cache", "generation", "model", "session"),
