@@ -119,9 +119,8 @@ def parse_model_name(text: str) -> ModelName:
         ConfigError: The type after "@" is unknown; offers the nearest.
     """
     text = text.strip()
-    # Not Path's methods: they raise for an unknown user, and for a name that is too long.
-    path = Path(os.path.expanduser(text))  # noqa: PTH111
-    if text and os.path.exists(path):  # noqa: PTH110
+    path = _as_path(text)
+    if text and os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return ModelName(path=path)
     bare = _HOST.sub("", text).rstrip("/")
     is_address = bare != text.rstrip("/")
@@ -135,6 +134,13 @@ def parse_model_name(text: str) -> ModelName:
     if "/" in name and not is_address:
         return ModelName(path=path)
     return ModelName(model=find_model(name), type_name=type_name)
+
+
+def _as_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError):  # no such user, or no name that a user can have
+        return Path(text)
 
 
 def _looks_like_path(text: str) -> bool:
