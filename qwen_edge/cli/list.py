@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Into a file or another program, lines are as long as they need to be.
 _WIDTH_WITHOUT_TERMINAL = 200
 # Below this the licence is wrapped and one space is left between columns, so that names stay whole at 80.
-_WIDE = 100
+_WIDE = 105
 _KINDS = {"chat": "chat", "base": "base", "embedding": "embed", "reranker": "rerank"}
 _THINKING = {"none": "no", "switch": "switch", "always": "always"}
 
@@ -100,8 +100,8 @@ def command(name: str | None, n_ctx: int, output_format: str) -> None:
         return
     from rich.console import Console
 
-    is_measured = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if is_measured else _WIDTH_WITHOUT_TERMINAL)
+    has_width = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+    console = Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
     console.print(catalog_table(rows, is_narrow=console.width < _WIDE))
     note(f"Memory: {memory.reason}. Counted at n_ctx {n_ctx}.")
     if missing := sum(row.best is None for row in rows):
