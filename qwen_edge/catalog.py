@@ -160,13 +160,20 @@ def _split_type(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-def recommended_sampling(architecture: str, *, thinking: bool) -> SamplingConfig:
-    """Return the sampling that Qwen recommends for an architecture and mode.
+def recommended_sampling(architecture: str, *, thinking: bool, name: str = "") -> SamplingConfig:
+    """Return the sampling that a model's authors recommend for a mode.
 
     Args:
-        architecture: general.architecture of the file.
+        architecture: general.architecture of the file; decides where the name is not in the catalog.
         thinking: Whether the reply begins with a thought. Qwen advises against greedy decoding then: it loops.
+        name: general.name of the file.
     """
+    if model := _BY_NAME.get(normalised(name)):
+        return recommended_sampling_for(model, thinking=thinking)
+    return _architecture_sampling(architecture, thinking=thinking)
+
+
+def _architecture_sampling(architecture: str, *, thinking: bool) -> SamplingConfig:
     if architecture == "qwen2":
         return QWEN2_DIRECT
     return QWEN3_THINKING if thinking else QWEN3_DIRECT
@@ -182,4 +189,4 @@ def recommended_sampling_for(model: CatalogModel, *, thinking: bool) -> Sampling
     wanted, other = model.sampling_thinking, model.sampling_direct
     if not thinking:
         wanted, other = other, wanted
-    return wanted or other or recommended_sampling(model.architecture, thinking=thinking)
+    return wanted or other or _architecture_sampling(model.architecture, thinking=thinking)

@@ -20,6 +20,7 @@ from qwen_edge.catalog import (
     recommended_sampling_for,
 )
 from qwen_edge.config import SamplingConfig
+from qwen_edge.convert.qwen import ARCHITECTURES
 from qwen_edge.errors import ConfigError, ModelNotFoundError, QwenEdgeError
 
 ROWS = list(MODELS.values())
@@ -88,6 +89,12 @@ def test_a_row_does_not_contradict_itself(model: CatalogModel) -> None:
         assert model.shape.has_qkv_bias == (model.architecture == "qwen2")
     if model.shape is not None and model.published is not None:
         assert model.published.n_weights == model.shape.n_weights
+
+
+def test_architectures_are_those_of_the_converter() -> None:
+    known = set(ARCHITECTURES.values())
+    assert {row.architecture for row in ROWS if row.is_convertible} == known
+    assert not {row.architecture for row in ROWS if not row.is_convertible} & known
 
 
 def test_licences_that_are_not_free_are_said() -> None:
@@ -238,3 +245,11 @@ def test_sampling_that_qwen_advises() -> None:
         assert recommended_sampling_for(model, thinking=thinks) == recommended_sampling(
             model.architecture, thinking=thinks
         )
+
+
+def test_the_name_in_a_file_decides_before_its_architecture() -> None:
+    deepseek = recommended_sampling("qwen2", thinking=True, name="DeepSeek R1 Distill Qwen 1.5B")
+    assert deepseek == MODELS["deepseek-r1-distill-qwen-1.5b"].sampling_thinking
+    instruct = recommended_sampling("qwen3", thinking=True, name="Qwen3-4B-Instruct-2507")
+    assert instruct == MODELS["qwen3-4b-instruct-2507"].sampling_direct
+    assert recommended_sampling("qwen2", thinking=True, name="My fine-tune").repetition_penalty == 1.05
