@@ -185,9 +185,10 @@ class Session:
             self._streaming = False
 
     def recommended_sampling(self, thinking: Switch | None = None) -> SamplingConfig:
-        """Return the sampling that Qwen recommends for this model and mode; stream()'s default."""
+        """Return the sampling that the authors of this model recommend for a mode; stream()'s default."""
         thinks = self._template.thinking is not ThinkingSupport.NEVER and thinking != "off"
-        return recommended_sampling(self._engine.info.architecture, thinking=thinks)
+        info = self._engine.info
+        return recommended_sampling(info.architecture, thinking=thinks, name=info.name)
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""

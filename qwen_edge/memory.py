@@ -1,0 +1,274 @@
+"""Bytes that a model will need on the disk and in memory, before any of its files is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qwen_edge import device
+from qwen_edge.catalog_types import CatalogModel, Shape
+from qwen_edge.errors import UnsupportedError
+from qwen_edge.quant_types import TENSOR_TYPES, FileType, file_type
+
+# Larger before smaller; what `qwen-edge quantize` is mostly asked for.
+COMMON_TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
+# K types whose mixture the rules below describe, and what the layers get that matter more.
+_MIXTURES = {"Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K", "Q5_K_S": "Q5_K", "Q6_K": "Q6_K"}
+
+# Source: tensor_type_fallback in llama.cpp's src/llama-quant.cpp.
+_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+
+# A GGUF file pads each tensor to this. Source: GGUF_DEFAULT_ALIGNMENT in ggml's gguf.h.
+_ALIGNMENT = 32
+# Vocabulary and merges in the file: 5.93 MB for Qwen's 151,936 rows (llama.cpp's ggml-vocab-qwen2.gguf).
+_HEADER_BYTES_PER_ROW = 39
+
+# Source: llama_context constructor, GGML_PAD(n_ctx, 256).
+_N_CTX_STEP = 256
+_N_BATCH = 512
+# The four figures below are fitted to peak resident sizes of whole processes, without flash attention, n_batch 512:
+# 0.5B with full contexts of 2048, 4096 and 8192, 0.6B of 2048, and a 5.8 M model. The estimate is 0 to 3% above them.
+# Attention scores are float32, one a head, token of the batch and token of the context; with what is copied of them.
+_SCORE_COPIES = 1.4
+# Activations of a batch, in feed-forward widths.
+_FFN_COPIES = 2.5
+# Interpreter, numpy, the native library; and llama.cpp's tables of the vocabulary.
+_RUNTIME_BYTES = 60_000_000
+_RUNTIME_BYTES_PER_ROW = 375
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """What a process needs that has a model loaded and its context full.
+
+    Attributes:
+        weights_bytes: The tensors, and the rest of the file.
+        kv_bytes: KV cache for n_ctx tokens.
+        compute_bytes: Activations of one batch, at full context.
+        head_copy_bytes: Second form of a tied head, where this CPU's kernels rearrange it.
+        runtime_bytes: Interpreter, libraries, tables of the vocabulary.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    head_copy_bytes: int
+    runtime_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Their sum."""
+        return (
+            self.weights_bytes
+            + self.kv_bytes
+            + self.compute_bytes
+            + self.head_copy_bytes
+            + self.runtime_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One type of a model, and whether it fits.
+
+    Attributes:
+        type_name: A key of FILE_TYPES.
+        file_bytes: Length of the file.
+        memory: What it needs when loaded.
+        fits: Whether that is free.
+    """
+
+    type_name: str
+    file_bytes: int
+    memory: MemoryEstimate
+    fits: bool
+
+
+def estimate_file_bytes(shape: Shape, type_name: str) -> int:
+    """Return the length of the GGUF file that quantizing a model of this shape makes, within 1%.
+
+    Args:
+        shape: Of the model.
+        type_name: A key of FILE_TYPES or an alias.
+
+    Raises:
+        ConfigError: Unknown type.
+        UnsupportedError: A type whose mixture is not known here; the quantizer's dry run knows it.
+    """
+    return estimate_tensor_bytes(shape, type_name) + _HEADER_BYTES_PER_ROW * shape.vocab_size
+
+
+def estimate_tensor_bytes(shape: Shape, type_name: str) -> int:
+    """Return the bytes of all tensors, exactly those of llama.cpp's quantizer without an importance matrix.
+
+    Raises:
+        As estimate_file_bytes.
+    """
+    chosen = file_type(type_name)
+    if chosen.kind not in ("float", "legacy") and chosen.name not in _MIXTURES:
+        raise UnsupportedError(
+            f"the size of {chosen.name} is not estimated",
+            hint="From a GGUF file it is told exactly: qwen-edge quantize FILE -t TYPE --dry-run",
+        )
+    return sum(
+        -(-n_bytes // _ALIGNMENT) * _ALIGNMENT for n_bytes in (*_matrices(shape, chosen), *_vectors(shape))
+    )
+
+
+def head_bytes(shape: Shape, type_name: str) -> int:
+    """Return the bytes of the head, tied or not."""
+    return _bytes_as(_head_type(file_type(type_name)), shape.vocab_size, shape.hidden_size)
+
+
+def _matrices(shape: Shape, chosen: FileType) -> Iterator[int]:
+    """Yield the bytes of each matrix. Source: llama_tensor_get_type_impl in src/llama-quant.cpp."""
+    hidden = shape.hidden_size
+    yield head_bytes(shape, chosen.name)
+    if not shape.is_tied:
+        yield _bytes_as(chosen.base, shape.vocab_size, hidden)
+    for layer in range(shape.n_layers):
+        better = (
+            _MIXTURES.get(chosen.name, chosen.base) if _has_more_bits(layer, shape.n_layers) else chosen.base
+        )
+        yield _bytes_as(chosen.base, shape.q_size, hidden)
+        yield _bytes_as(chosen.base, shape.kv_size, hidden)
+        yield _bytes_as(better, shape.kv_size, hidden)
+        yield _bytes_as(chosen.base, hidden, shape.q_size)
+        yield _bytes_as(chosen.base, shape.ffn_size, hidden)
+        yield _bytes_as(chosen.base, shape.ffn_size, hidden)
+        yield _bytes_as(better, hidden, shape.ffn_size)
+
+
+def _vectors(shape: Shape) -> Iterator[int]:
+    """Yield the bytes of each norm and bias: they stay in F32."""
+    yield 4 * shape.hidden_size
+    for _ in range(shape.n_layers):
+        yield from (4 * shape.hidden_size, 4 * shape.hidden_size)
+        if shape.has_qkv_bias:
+            yield from (4 * shape.q_size, 4 * shape.kv_size, 4 * shape.kv_size)
+        if shape.has_qk_norm:
+            yield from (4 * shape.head_dim, 4 * shape.head_dim)
+
+
+def _has_more_bits(layer: int, n_layers: int) -> bool:
+    """Return whether the mixture gives V and the down projection of this layer more bits: both ends, every third.
+
+    Source: use_more_bits in src/llama-quant.cpp.
+    """
+    first = n_layers // 8
+    return layer < first or layer >= 7 * n_layers // 8 or (layer - first) % 3 == 2
+
+
+def _head_type(chosen: FileType) -> str:
+    return chosen.base if chosen.kind == "float" or chosen.base == "Q8_0" else "Q6_K"
+
+
+def _bytes_as(type_name: str, n_rows: int, row_weights: int) -> int:
+    """Return the bytes of a matrix; where its rows do not divide into blocks, of the type that it gets instead."""
+    for name in (type_name, _FALLBACKS.get(type_name, type_name), "F16"):
+        row = TENSOR_TYPES[name]
+        if row_weights % row.block_weights == 0:
+            return n_rows * row_weights // row.block_weights * row.block_bytes
+    raise AssertionError("Bug: F16 has blocks of one weight")
+
+
+def estimate_memory(
+    shape: Shape,
+    type_name: str,
+    n_ctx: int,
+    *,
+    kv_item_bytes: float = 2,
+    n_batch: int = _N_BATCH,
+    copies_head: bool | None = None,
+) -> MemoryEstimate:
+    """Return what a model of this shape will need, loaded by this library without flash attention.
+
+    Args:
+        shape: Of the model.
+        type_name: A key of FILE_TYPES or an alias.
+        n_ctx: Tokens the context holds.
+        kv_item_bytes: Of one number of the KV cache: 2 for F16, 34/32 for Q8_0.
+        n_batch: Tokens evaluated in one native call.
+        copies_head: Whether the CPU's kernels hold a rearranged copy of a tied head; None asks this CPU.
+
+    Raises:
+        As estimate_file_bytes.
+    """
+    head = head_bytes(shape, type_name)
+    if copies_head is None:
+        copies_head = _rearranges_heads()
+    is_copied = copies_head and shape.is_tied and file_type(type_name).kind != "float"
+    return _estimate(
+        estimate_file_bytes(shape, type_name),
+        shape.kv_bytes_per_token(kv_item_bytes),
+        n_ctx,
+        n_batch=n_batch,
+        n_heads=shape.n_heads,
+        ffn_size=shape.ffn_size,
+        vocab_size=shape.vocab_size,
+        head_copy_bytes=head if is_copied else 0,
+    )
+
+
+def fits_of(model: CatalogModel, n_ctx: int, available_bytes: int) -> tuple[Fit, ...]:
+    """Return what is offered of a model, larger before smaller, and which of that fits.
+
+    Args:
+        model: A row of the catalog.
+        n_ctx: Tokens the context is to hold; a model that handles fewer is counted with what it handles.
+        available_bytes: Memory that is free.
+    """
+    n_ctx = min(n_ctx, model.n_ctx_train)
+    rows: list[tuple[str, int, MemoryEstimate]] = []
+    if model.published is not None:
+        offered = model.published
+        memory = _estimate(
+            offered.size_bytes,
+            offered.kv_bytes_per_token,
+            n_ctx,
+            n_batch=_N_BATCH,
+            n_heads=offered.n_heads,
+            ffn_size=offered.ffn_size,
+            vocab_size=offered.vocab_size,
+            head_copy_bytes=0,
+        )
+        rows.append((offered.type_name, offered.size_bytes, memory))
+    elif model.shape is not None:
+        rows += [
+            (name, estimate_file_bytes(model.shape, name), estimate_memory(model.shape, name, n_ctx))
+            for name in COMMON_TYPES
+        ]
+    return tuple(
+        Fit(type_name=name, file_bytes=size, memory=memory, fits=memory.total_bytes <= available_bytes)
+        for name, size, memory in rows
+    )
+
+
+def _estimate(
+    file_bytes: int,
+    kv_bytes_per_token: float,
+    n_ctx: int,
+    *,
+    n_batch: int,
+    n_heads: int,
+    ffn_size: int,
+    vocab_size: int,
+    head_copy_bytes: int,
+) -> MemoryEstimate:
+    n_ctx = -(-n_ctx // _N_CTX_STEP) * _N_CTX_STEP
+    return MemoryEstimate(
+        weights_bytes=file_bytes,
+        kv_bytes=int(n_ctx * kv_bytes_per_token),
+        compute_bytes=int(4 * n_batch * (_SCORE_COPIES * n_heads * n_ctx + _FFN_COPIES * ffn_size)),
+        head_copy_bytes=head_copy_bytes,
+        runtime_bytes=_RUNTIME_BYTES + _RUNTIME_BYTES_PER_ROW * vocab_size,
+    )
+
+
+def _rearranges_heads() -> bool:
+    """Return whether this CPU has kernels that want a head in Q6_K or Q8_0 rearranged: AMX and ARM, by the source.
+
+    Source: ggml/src/ggml-cpu/amx/mmq.cpp, ggml_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp.
+    """
+    features = device.cpu_features()
+    return "amx_int8" in features or "asimd" in features
