@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_edge.convert.adapter_gguf import AdapterReport as AdapterReport
     from qwen_edge.convert.adapter_gguf import convert_adapter as convert_adapter
+    from qwen_edge.convert.adapter_merge import apply_adapters as apply_adapters
     from qwen_edge.convert.conversion import ConversionReport as ConversionReport
     from qwen_edge.convert.conversion import convert_checkpoint as convert_checkpoint
     from qwen_edge.convert.matching import DroppedTensor as DroppedTensor
@@ -32,6 +33,7 @@ _MODULES = {
     "ConversionReport": "conversion",
     "DroppedTensor": "matching",
     "VerificationReport": "verification",
+    "apply_adapters": "adapter_merge",
     "convert_adapter": "adapter_gguf",
     "convert_checkpoint": "conversion",
     "verify_file": "verification",
@@ -42,6 +44,7 @@ __all__ = [
     "ConversionReport",
     "DroppedTensor",
     "VerificationReport",
+    "apply_adapters",
     "convert_adapter",
     "convert_checkpoint",
     "verify_file",

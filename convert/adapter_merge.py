@@ -75,7 +75,7 @@ class MergedTensor:
     def read_pieces(self, piece_bytes: int) -> Generator[bytes, None, None]:
         """Yield the merged matrix as float32 bytes, `piece_bytes` at a time.
 
-        Memory: A and B of this matrix, and about six times `piece_bytes` (at least six rows).
+        Memory: A and B of this matrix, and about seven times `piece_bytes` (at least seven rows).
 
         Raises:
             CheckpointError: A file is damaged, or the sum is no finite number.
@@ -100,7 +100,7 @@ class MergedTensor:
             rows = slice(row, row + len(base))
             merged = base.copy()
             for change in changes:
-                merged += change.of(base, rows)
+                change.apply(base, merged, rows)
             if not np.isfinite(merged).all():
                 raise CheckpointError(
                     f"{self.name!r} of {self.path} with {', '.join(pair.b.name for pair, _ in self.changes)} "
@@ -121,28 +121,28 @@ class _Change:
         self._scaling = np.float32(pair.scaling)
         self._scale = np.float32(scale)
 
-    def of(self, base: Matrix, rows: slice) -> Matrix:
-        """Return what is to be added to some rows.
+    def apply(self, base: Matrix, merged: Matrix, rows: slice) -> None:
+        """Add this adapter's change to some rows, in place.
 
-        With DoRA the adapted rows are m * (W + delta) / |W + delta|, m being the trained length of each row. Norms are
-        of the model's own matrix even where other adapters were merged before, as PEFT takes them; what is added
-        is the difference to W, so that scale 0 is the model itself and adapters add up.
+        Plain LoRA adds scale * delta. DoRA makes of the rows W the rows m / |base + delta| * (W + delta), where m are the
+        trained lengths, and scale times the difference to W is added: 0 leaves W alone. The lengths are those of the
+        model's own rows even where other adapters were merged before, as in PEFT.
 
         Source: arXiv 2402.09353, equation 5; `DoraLinearLayer.get_weight_norm` (norms over dim 1 of [out, in]) and
-        `DoraLinearVariant.merge_safe` in the `peft` package.
+        `DoraLinearVariant.merge_safe` in the `peft` package, 0.21.
 
         Args:
             base: float32 [n_rows, columns], the model's rows.
+            merged: The same rows with the changes of the adapters before this one.
             rows: Which rows of the matrix these are.
         """
         # A damaged adapter overflows here; the caller looks at the sum.
         with np.errstate(all="ignore"):
             delta: Matrix = (self._b[rows] @ self._a) * self._scaling
             if self._magnitude is not None:
-                adapted = base + delta
-                lengths = np.linalg.norm(adapted, axis=1, keepdims=True)
-                delta = self._magnitude[rows, None] / lengths * adapted - base
-            return self._scale * delta
+                lengths = np.linalg.norm(base + delta, axis=1, keepdims=True)
+                delta = self._magnitude[rows, None] / lengths * (merged + delta) - merged
+            merged += self._scale * delta
 
 
 def apply_adapters(checkpoint: Checkpoint, adapters: Sequence[AdapterLike]) -> Checkpoint:
@@ -151,7 +151,7 @@ def apply_adapters(checkpoint: Checkpoint, adapters: Sequence[AdapterLike]) -> C
     Args:
         checkpoint: The model that the adapters were trained on.
         adapters: Folders as PEFT saves them, each alone or with a scale: what it adds is multiplied by that.
-            Several add up.
+            Several are merged one after the other.
 
     Returns:
         A checkpoint whose changed tensors are float32; the others are those of `checkpoint`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import AdapterLike, LoadConfig
+from qwen_edge.convert.adapter_merge import apply_adapters
 from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
 from qwen_edge.convert.reference import Reference, read_tensor
 from qwen_edge.convert.reranker import reranker_head
@@ -145,8 +147,9 @@ class VerificationReport:
 
 def verify_file(
     path: str | os.PathLike[str],
-    checkpoint: Checkpoint | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
     *,
+    adapters: Sequence[AdapterLike] = (),
     n_threads: int | None = None,
 ) -> VerificationReport:
     """Compare a GGUF file with the checkpoint it was made from.
@@ -155,7 +158,8 @@ def verify_file(
 
     Args:
         path: The GGUF file, of any type.
-        checkpoint: Its checkpoint, or the checkpoint's path.
+        checkpoint: Its checkpoint.
+        adapters: PEFT adapters that were merged into the file, see `apply_adapters`.
         n_threads: CPU threads of llama.cpp; None takes the physical cores.
 
     Raises:
@@ -166,7 +170,9 @@ def verify_file(
     """
     started_s = time.monotonic()
     path = Path(path)
-    opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint)
+    if adapters:
+        opened = apply_adapters(opened, adapters)
     reference = Reference(opened)
     header = read_header(path)
     # The KV cache in F32: what is measured is the file.

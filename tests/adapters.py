@@ -141,14 +141,15 @@ def merged_by_formula(
             a = adapter.tensors[name].astype(np.float64)
             b = adapter.tensors[name.replace("lora_A", "lora_B")].astype(np.float64)
             factor = config["lora_alpha"] / (len(a) ** 0.5 if config["use_rslora"] else len(a))
-            base = weights[f"{module}.weight"].astype(np.float64)
-            adapted = base + factor * b @ a
+            key = f"{module}.weight"
+            base = weights[key].astype(np.float64)
+            before = changed.get(key, base)
+            after = before + factor * b @ a
             if config["use_dora"]:
                 magnitude = adapter.tensors[name.replace("lora_A.weight", "lora_magnitude_vector")]
-                lengths = np.linalg.norm(adapted, axis=1)
-                adapted *= (magnitude.astype(np.float64) / lengths)[:, None]
-            key = f"{module}.weight"
-            changed[key] = changed.get(key, base) + scale * (adapted - base)
+                lengths = np.linalg.norm(base + factor * b @ a, axis=1)
+                after *= (magnitude.astype(np.float64) / lengths)[:, None]
+            changed[key] = before + scale * (after - before)
     return changed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, cast
@@ -47,6 +48,14 @@ if TYPE_CHECKING:
     help="The checkpoint that the adapter CHECKPOINT was trained on.",
 )
 @click.option(
+    "--reranker/--no-reranker",
+    default=None,
+    help="Make a reranker of it, or not. [default: what the checkpoint calls itself]",
+)
+@click.option(
+    "--verify", is_flag=True, help="Compare the file with the checkpoint afterwards, see: qwen-edge verify"
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -60,6 +69,8 @@ def command(
     dtype: str | None,
     adapters: tuple[AdapterConfig, ...],
     base: Path | None,
+    reranker: bool | None,
+    verify: bool,
     output: Path | None,
     force: bool,
     output_format: str,
@@ -85,7 +96,18 @@ def command(
         assert base is not None, "Bug: checked above"
         _convert_adapter(checkpoint, base, target, cast("AdapterType", dtype), output_format)
     else:
-        _convert_checkpoint(checkpoint, target, cast("OutputType", dtype), adapters, output_format)
+        settings = _Settings(cast("OutputType", dtype), adapters, reranker, verify)
+        _convert_checkpoint(checkpoint, target, settings, output_format)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What was asked for besides source and target."""
+
+    dtype: OutputType
+    adapters: tuple[AdapterConfig, ...]
+    reranker: bool | None
+    verify: bool
 
 
 def _check_usage(
@@ -113,13 +135,7 @@ def _check_replaces(target: Path, force: bool) -> None:
         )
 
 
-def _convert_checkpoint(
-    checkpoint: Path,
-    target: Path,
-    dtype: OutputType,
-    adapters: tuple[AdapterConfig, ...],
-    output_format: str,
-) -> None:
+def _convert_checkpoint(checkpoint: Path, target: Path, settings: _Settings, output_format: str) -> None:
     from qwen_edge.convert import convert_checkpoint
 
     with byte_progress() as display:
@@ -127,15 +143,18 @@ def _convert_checkpoint(
         report = convert_checkpoint(
             checkpoint,
             target,
-            dtype=dtype,
-            adapters=adapters,
+            dtype=settings.dtype,
+            adapters=settings.adapters,
+            reranker=settings.reranker,
             progress=lambda done, total: display.update(task, completed=done, total=total),
         )
     if output_format == "json":
         print_json(report.to_dict())
     else:
         click.echo(_summary(report))
-    smaller = target.with_name(f"{target.stem.removesuffix(f'-{dtype}')}-Q4_K_M.gguf")
+    if settings.verify:
+        _verify(target, checkpoint, settings.adapters)
+    smaller = target.with_name(f"{target.stem.removesuffix(f'-{settings.dtype}')}-Q4_K_M.gguf")
     note(f"Next: qwen-edge quantize {quote(str(target))} --type Q4_K_M -o {quote(str(smaller))}")
 
 
@@ -151,6 +170,15 @@ def _convert_adapter(adapter: Path, base: Path, target: Path, dtype: AdapterType
             f"{report.parameter_count / 1e6:,.2f} M weights in {report.tensor_count} tensors"
         )
     note(f"Next: qwen-edge run MODEL PROMPT --adapter {quote(str(target))}")
+
+
+def _verify(target: Path, checkpoint: Path, adapters: tuple[AdapterConfig, ...]) -> None:
+    from qwen_edge.cli.verify import summary
+    from qwen_edge.convert import verify_file
+
+    report = verify_file(target, checkpoint, adapters=adapters)
+    note(summary(report))
+    report.require()
 
 
 def _summary(report: ConversionReport) -> str:

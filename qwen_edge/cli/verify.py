@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.options import parse_adapter
 from qwen_edge.cli.output import format_option, print_json
 
 if TYPE_CHECKING:
+    from qwen_edge.config import AdapterConfig
     from qwen_edge.convert import VerificationReport
 
 
@@ -22,9 +24,23 @@ if TYPE_CHECKING:
     required=True,
     help="The checkpoint that FILE was made from.",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    type=parse_adapter,
+    metavar="DIR[:SCALE]",
+    multiple=True,
+    help="PEFT adapter that was merged into FILE, its folder; may be given again.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
 @format_option
-def command(file: Path, checkpoint: Path, threads: int | None, output_format: str) -> None:
+def command(
+    file: Path,
+    checkpoint: Path,
+    adapters: tuple[AdapterConfig, ...],
+    threads: int | None,
+    output_format: str,
+) -> None:
     """Run fixed prompts through FILE and through its checkpoint, and compare every logit.
 
     FILE runs in llama.cpp as it does elsewhere; the checkpoint in a plain float32 computation that shares no code
@@ -32,7 +48,7 @@ def command(file: Path, checkpoint: Path, threads: int | None, output_format: st
     """
     from qwen_edge.convert import verify_file
 
-    report = verify_file(file, checkpoint, n_threads=threads)
+    report = verify_file(file, checkpoint, adapters=adapters, n_threads=threads)
     if output_format == "json":
         print_json(report.to_dict())
     else:
