@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # for tests.adapters and tests.synthetic
 
-from qwen_edge import load
+from qwen_edge import Model, load
 from qwen_edge.convert import convert_checkpoint
 from tests.adapters import MadeAdapter, write_adapter
 from tests.synthetic import TINY_QWEN3
-
-Score = Callable[..., NDArray[np.float32]]
 
 # Six of the seven matrices of a layer, in attention and feed-forward.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
@@ -56,13 +53,23 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> MadeAdapter:
     )
 
 
+class Score:
+    """Scores the same text with a file: score(path, adapters=…) -> float32 [tokens, vocabulary]."""
+
+    def __call__(self, path: Path, **settings: object) -> NDArray[np.float32]:
+        with load(path, n_ctx=256, n_threads=1, safe_kernels=False, kv_type="f32", **settings) as model:
+            return model.engine.score(self._tokens(model))
+
+    def tokens(self, path: Path) -> list[int]:
+        """Return the text's tokens."""
+        with load(path, n_ctx=256, n_threads=1, safe_kernels=False) as model:
+            return self._tokens(model)
+
+    def _tokens(self, model: Model) -> list[int]:
+        text = (TINY_QWEN3 / "eval" / "prose.txt").read_text(encoding="utf-8")
+        return model.engine.tokenize(text)[:128]
+
+
 @pytest.fixture(scope="session")
 def score() -> Score:
-    """Return a function that scores the same text with a file: score(path, adapters=…) -> [tokens, vocabulary]."""
-
-    def run(path: Path, **settings: object) -> NDArray[np.float32]:
-        with load(path, n_ctx=256, n_threads=1, safe_kernels=False, kv_type="f32", **settings) as model:
-            text = (TINY_QWEN3 / "eval" / "prose.txt").read_text(encoding="utf-8")
-            return model.engine.score(model.engine.tokenize(text)[:128])
-
-    return run
+    return Score()

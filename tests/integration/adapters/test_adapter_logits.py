@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
-from qwen_edge.convert import convert_adapter, convert_checkpoint
+from qwen_edge.convert import apply_adapters, convert_adapter, convert_checkpoint, verify_file
+from qwen_edge.convert.checkpoint import open_checkpoint
+from qwen_edge.convert.reference import Reference
 from tests.adapters import MadeAdapter, write_adapter
 from tests.synthetic import TINY_QWEN3
 
 Logits = NDArray[np.float32]
-Score = Callable[..., Logits]
+Score = Any  # see conftest.py
 Record = Callable[[str, object], None]
 
 # Logits of about 10; the two ways sum the same float32 products in another order.
@@ -60,6 +64,48 @@ def test_merged_and_beside_give_the_same_logits(
     record_property("max_effect", effect)
     assert error < TOLERANCE
     assert effect > MARGIN * TOLERANCE
+
+
+def _with_deltas(made: MadeAdapter, folder: Path) -> Path:
+    """Return a copy of the checkpoint with alpha / r * B A added in float64, by this file's own arithmetic."""
+    shutil.copytree(TINY_QWEN3, folder, ignore=shutil.ignore_patterns("*.safetensors", "eval"))
+    weights = {name: values.astype(np.float64) for name, values in _weights(TINY_QWEN3).items()}
+    for name, down in made.tensors.items():
+        if name.endswith("lora_A.weight"):
+            up = made.tensors[name.replace("lora_A", "lora_B")].astype(np.float64)
+            target = name.removeprefix("base_model.model.").replace("lora_A.", "")
+            weights[target] += made.config["lora_alpha"] / made.config["r"] * (up @ down.astype(np.float64))
+    save_file(
+        {name: values.astype(np.float32) for name, values in weights.items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_all_ways_give_what_the_reference_computes(
+    adapter: MadeAdapter, tiny_f32: Path, score: Score, tmp_path: Path, record_property: Record
+) -> None:
+    """Merged, beside the model, the reference on the merged checkpoint, and on one with the deltas added by hand."""
+    merged_path = _merged(tmp_path, [adapter.folder])
+    assert verify_file(merged_path, TINY_QWEN3, adapters=[adapter.folder], n_threads=1).is_within_limits
+    assert not verify_file(merged_path, TINY_QWEN3, n_threads=1).is_within_limits
+    ways = {
+        "merged": score(merged_path),
+        "beside": score(tiny_f32, adapters=[_gguf(adapter, tmp_path)]),
+    }
+    tokens = score.tokens(tiny_f32)
+    checkpoint = open_checkpoint(TINY_QWEN3)
+    (ways["reference"],) = Reference(apply_adapters(checkpoint, [adapter.folder])).logits([tokens])
+    (by_hand,) = Reference(open_checkpoint(_with_deltas(adapter, tmp_path / "by-hand"))).logits([tokens])
+    for way, logits in ways.items():
+        error = _difference(logits, by_hand)
+        record_property(f"{way}_error", error)
+        assert error < TOLERANCE, way
+    (without,) = Reference(checkpoint).logits([tokens])
+    assert _difference(by_hand, without) > MARGIN * TOLERANCE
 
 
 def test_two_adapters_with_scales(
