@@ -44,13 +44,15 @@ def command(
 ) -> None:
     """Turn CHECKPOINT into a GGUF file.
 
-    CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), or one
-    .safetensors file with the others beside it.
+    CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), one
+    .safetensors file with the others beside it, or the name of a model that `qwen-edge pull` has fetched.
     """
     from qwen_edge.convert import convert_checkpoint
     from qwen_edge.convert.checkpoint import checkpoint_name
     from qwen_edge.errors import ConfigError
+    from qwen_edge.hub import locate_checkpoint
 
+    checkpoint = locate_checkpoint(checkpoint)
     assert file_format == "gguf", "Bug: the option knows one format"
     target = output or Path(f"{checkpoint_name(checkpoint)}-{dtype}.gguf")
     if target.is_file() and not force:

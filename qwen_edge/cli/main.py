@@ -17,6 +17,7 @@ from qwen_edge import __version__
 
 # verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
 VERBS: dict[str, str] = {
+    "pull": "Fetch a model and check it.",
     "convert": "Turn a checkpoint into a GGUF file.",
     "quantize": "Make a GGUF file smaller.",
     "run": "Answer one prompt.",
