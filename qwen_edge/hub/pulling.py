@@ -152,6 +152,8 @@ def pull(
         if sha256 is not None:
             raise ConfigError("--sha256 is for a URL", hint="A hub states the digests of its files itself.")
         model, offers = asked.model, find_offers(asked, source)
+        if revision is not None:
+            offers = offers[:1]  # a revision of one hub says nothing about the other
         if not offers:
             raise nothing_offered(name, asked, source)
     if huggingface.is_offline() and offers[0].kind != "wheels":
@@ -225,7 +227,7 @@ def _pull_listing(
     hooks.on_plan(plan)
     require_free(store.path(files[0]), sum(map(store.missing_bytes, missing)))
     target = store.path(files[0]).parent if is_checkpoint else store.path(files[0])
-    if is_checkpoint and missing and listing.kind != "huggingface":
+    if is_checkpoint and listing.kind != "huggingface":
         manifest_path(target).unlink(missing_ok=True)
     records, was_here = _bring_all(files, store, listing, revision, hooks, patience)
     if isinstance(store, HuggingFaceStore):
