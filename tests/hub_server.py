@@ -219,7 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/(storage|files)/([^/]+/[^/]+)/(.+)", path):
             source = "huggingface" if found[1] == "storage" else "url"
             file = next((file for file in hub.files(found[2]) or () if file.name == found[3]), None)
-            self._send_file(source, file, found[3])
+            # huggingface_hub follows redirects on one host by itself, and wants the commit at their end.
+            commit = {"X_Repo_Commit": hub.commit(found[2])} if source == "huggingface" else {}
+            self._send_file(source, file, found[3], **commit)
         else:
             self._note("other", "other", path)
             self._send(404, b"no such page")

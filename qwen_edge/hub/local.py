@@ -44,10 +44,13 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     if name.path is not None:
         return name.path
     found: dict[str, Path] = {}
+    untyped: list[Path] = []
     for files in _gguf_files(name):
         paths = {path.as_posix(): path for path in files if not split_count(path.name)}
-        for kind, key in by_type(paths).items():
+        typed = by_type(paths)
+        for kind, key in typed.items():
             found.setdefault(kind, paths[key])
+        untyped += paths.values() if not typed else ()
     wanted = name.type_name or preferred(found)
     if wanted is not None and wanted in found:
         if name.type_name is None and len(found) > 1:
@@ -56,6 +59,8 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
                 stacklevel=2,
             )
         return found[wanted]
+    if wanted is None and len(untyped) == 1:
+        return untyped[0]
     title = name.model.title if name.model is not None else str(name.hub_id)
     here = f" Here: {', '.join(sorted(found))}." if found else ""
     raise ModelNotFoundError(

@@ -17,7 +17,7 @@ from qwen_edge.paths import cache_root
 
 REPOSITORY, NAME = "org/tiny-GGUF", "tiny-Q8_0.gguf"
 SOURCES = ("huggingface", "modelscope", "url")
-STALLS = Patience(timeout_s=0.6, tries=2, first_wait_s=0.001)
+STALLS = Patience(timeout_s=0.4, tries=2, first_wait_s=0.001)
 
 
 def pull_one(server: Hub, source: str, patience: Patience) -> hub.PullResult:
@@ -74,7 +74,7 @@ FILE_FAULTS = {
     "stalled": ({"kind": "stall", "value": 5}, None, HubUnreachableError),
     # One that ends is followed to the file.
     "redirect-loop": ({"kind": "redirect_loop"}, None, DownloadError),
-    "slow": ({"kind": "slow", "value": 500_000}, None, None),
+    "slow": ({"kind": "slow", "value": 2_000_000}, None, None),
     "ranges-ignored": ({"kind": "no_ranges"}, None, None),
     "ranges-as-200": ({"kind": "status_200_range"}, None, None),
 }
@@ -133,7 +133,7 @@ def test_a_fault_while_files_are_listed(
     settings, once_error, always_error = LISTING_FAULTS[fault]
     hub_server.faults.append(Fault(**settings, stage="listing", times=-1 if always else 1))
     if fault == "stalled":
-        patience = dataclasses.replace(patience, timeout_s=1.0)
+        patience = dataclasses.replace(patience, timeout_s=0.8)
     error = always_error if always else once_error
     check(hub_server, source, patience, tmp_path, error)
 
