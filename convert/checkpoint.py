@@ -79,12 +79,15 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 def checkpoint_name(source: str | os.PathLike[str]) -> str:
     """Return the name of the model at a path: that of the folder, or of the model in a hub's cache.
 
-    The cache keeps Qwen/Qwen3-0.6B in models--Qwen--Qwen3-0.6B/snapshots/COMMIT.
+    The cache keeps Qwen/Qwen3-0.6B in models--Qwen--Qwen3-0.6B/snapshots/COMMIT, ours in
+    checkpoints/Qwen--Qwen3-0.6B/REVISION.
     """
     path = Path(os.path.abspath(source))  # noqa: PTH100
     folder = path.parent if path.is_file() else path
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         return folder.parent.parent.name.split("--")[-1]
+    if folder.parent.parent.name == "checkpoints" and "--" in folder.parent.name:
+        return folder.parent.name.split("--")[-1]
     return folder.name or "model"
 
 

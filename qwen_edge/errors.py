@@ -14,6 +14,7 @@
     ├── VerificationError           a file that does not compute what its checkpoint does
     ├── DownloadError               a file could not be fetched
     │   ├── HubUnreachableError     no connection to the hub
+    │   ├── NoSpaceError            the disk is too small for it
     │   └── DigestError             what arrived is not what was stated
     ├── NativeError                 the native library refused or failed
     │   ├── NativeMissingError      llama-cpp-python is not installed, or does not load
@@ -99,6 +100,10 @@ class DownloadError(QwenEdgeError):
 
 class HubUnreachableError(DownloadError):
     """No connection to the hub."""
+
+
+class NoSpaceError(DownloadError):
+    """The disk is too small for what is fetched."""
 
 
 class DigestError(DownloadError):

@@ -77,15 +77,17 @@ def command(
 ) -> None:
     """Turn CHECKPOINT into a GGUF file.
 
-    CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), or one
-    .safetensors file with the others beside it.
+    CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), one
+    .safetensors file with the others beside it, or the name of a model that `qwen-edge pull` has fetched.
 
     A PEFT adapter (LoRA) is merged with --adapter. Given as CHECKPOINT, with --base, it becomes a file of its own that
     acts beside the model.
     """
     from qwen_edge.convert.adapter import is_adapter_folder
     from qwen_edge.convert.checkpoint import checkpoint_name
+    from qwen_edge.hub import locate_checkpoint
 
+    checkpoint = locate_checkpoint(checkpoint)
     assert file_format == "gguf", "Bug: the option knows one format"
     is_adapter = is_adapter_folder(checkpoint) and not (checkpoint / "config.json").exists()
     _check_usage(checkpoint, is_adapter, adapters, base)

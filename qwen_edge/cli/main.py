@@ -18,6 +18,7 @@ from qwen_edge import __version__
 # verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
 VERBS: dict[str, str] = {
     "list": "Show the models that have a name, and which fit here.",
+    "pull": "Fetch a model and check it.",
     "convert": "Turn a checkpoint into a GGUF file.",
     "verify": "Compare a GGUF file with the checkpoint it was made from.",
     "quantize": "Make a GGUF file smaller.",

