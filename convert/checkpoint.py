@@ -12,6 +12,7 @@ from qwen_edge.convert.json_files import read_object, shorten
 from qwen_edge.convert.safetensors_file import TensorEntry, read_header
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import CheckpointError, ModelNotFoundError, UnsupportedError
+from qwen_edge.hub import origin_of
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -77,18 +78,11 @@ def open_checkpoint(source: str | os.PathLike[str]) -> Checkpoint:
 
 
 def checkpoint_name(source: str | os.PathLike[str]) -> str:
-    """Return the name of the model at a path: that of the folder, or of the model in a hub's cache.
-
-    The cache keeps Qwen/Qwen3-0.6B in models--Qwen--Qwen3-0.6B/snapshots/COMMIT, ours in
-    checkpoints/Qwen--Qwen3-0.6B/REVISION.
-    """
+    """Return the name of the model at a path: that of the repository it was pulled from, else of the folder."""
     path = Path(os.path.abspath(source))  # noqa: PTH100
     folder = path.parent if path.is_file() else path
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.split("--")[-1]
-    if folder.parent.parent.name == "checkpoints" and "--" in folder.parent.name:
-        return folder.parent.name.split("--")[-1]
-    return folder.name or "model"
+    location = origin_of(folder).location
+    return location.split("/")[-1] or folder.name or "model"
 
 
 def _open_single_file(path: Path) -> dict[str, TensorEntry]:

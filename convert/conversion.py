@@ -17,6 +17,7 @@ from qwen_edge.convert.adapter_merge import apply_adapters
 from qwen_edge.convert.checkpoint import open_checkpoint
 from qwen_edge.convert.dtypes import OUTPUT_TYPES, OutputType, stored_type
 from qwen_edge.convert.gguf_writer import PlannedTensor, write_gguf
+from qwen_edge.convert.inputs import input_records
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
 from qwen_edge.convert.qwen import ExpectedTensor, parse_config
 from qwen_edge.convert.reranker import HEAD_NAME, RerankerHead, is_reranker, reranker_head
@@ -24,6 +25,8 @@ from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import ConfigError
 from qwen_edge.files import atomic_path
+from qwen_edge.hub import origin_of
+from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
 
 # Metadata and padding of a file with a full Qwen vocabulary stay below this.
 _HEADER_ALLOWANCE_BYTES = 16 << 20
@@ -39,6 +42,8 @@ class ConversionReport:
         dtype: The type of its matrices; vectors and norms are F32.
         tensor_count: Tensors in the file.
         size_bytes: Its length.
+        sha256: Its digest.
+        manifest: The record beside it, see qwen_edge/manifest.py.
         parameter_count: Weights in it, a tied head counted once.
         dropped: Tensors of the checkpoint that are not in it.
         duration_s: Wall-clock time.
@@ -50,6 +55,8 @@ class ConversionReport:
     dtype: str
     tensor_count: int
     size_bytes: int
+    sha256: str
+    manifest: Path
     parameter_count: int
     dropped: tuple[DroppedTensor, ...]
     duration_s: float
@@ -60,6 +67,7 @@ class ConversionReport:
         return {
             **asdict(self),
             "path": str(self.path),
+            "manifest": str(self.manifest),
             "dropped": [asdict(tensor) for tensor in self.dropped],
             "adapters": [str(path) for path in self.adapters],
         }
@@ -77,7 +85,8 @@ def convert_checkpoint(
     """Convert a Qwen3, Qwen2 or Qwen2.5 checkpoint to GGUF.
 
     Weights are read and written in pieces of a few MB: peak memory does not grow with the model. The target is
-    written under a temporary name and appears when it is complete; an existing file is replaced.
+    written under a temporary name and appears when it is complete; an existing file is replaced. The same checkpoint
+    and settings give the same bytes; a manifest beside the file says what they were.
 
     Args:
         source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
@@ -127,12 +136,29 @@ def convert_checkpoint(
             dtype=dtype,
             progress=progress,
         )
+        manifest_path(target).unlink(missing_ok=True)  # of an older file of this name
+    settings = {
+        "dtype": dtype,
+        "reranker": head is not None,
+        "adapters": [{"name": each.path.name, "scale": each.scale} for each in adapters],
+    }
+    artefact = FileRecord.of(target)
+    manifest = Manifest(
+        action="convert",
+        artefact=artefact,
+        origin=origin_of(checkpoint.folder),
+        inputs=input_records(checkpoint, [each.path for each in adapters]),
+        settings=settings,
+        tools=tool_versions("gguf", "numpy"),
+    )
     return ConversionReport(
         path=target,
         architecture=config.architecture,
         dtype=dtype,
         tensor_count=len(tensors),
-        size_bytes=target.stat().st_size,
+        size_bytes=artefact.size_bytes,
+        sha256=artefact.sha256,
+        manifest=write_manifest(target, manifest),
         parameter_count=sum(tensor.source.n_elements for tensor in tensors),
         dropped=tuple(dropped),
         duration_s=time.monotonic() - started_s,

@@ -15,6 +15,8 @@ from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
 from qwen_edge.files import atomic_path
 from qwen_edge.gguf_header import read_header
+from qwen_edge.hub import origin_of
+from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
 from qwen_edge.native.quantizer import Fallback, Outcome, run_quantizer
 from qwen_edge.quant_types import file_type
 from qwen_edge.quantize.plan import QuantizationPlan, plan_quantization
@@ -30,6 +32,8 @@ class QuantizationReport:
         source_type: File type of the source, see QuantizationPlan.
         predicted_bytes: Length of the new file as computed before.
         size_bytes: Length of the new file.
+        sha256: Digest of the new file.
+        manifest: The record beside it, see qwen_edge/manifest.py.
         source_size_bytes: Length of the source.
         bits_per_weight: Of the new file, as QuantizationPlan defines it.
         n_params: Weights in the file.
@@ -47,6 +51,8 @@ class QuantizationReport:
     source_type: str
     predicted_bytes: int
     size_bytes: int
+    sha256: str
+    manifest: Path
     source_size_bytes: int
     bits_per_weight: float
     n_params: int
@@ -59,7 +65,7 @@ class QuantizationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON types."""
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "path": str(self.path), "manifest": str(self.manifest)}
 
 
 def quantize_file(
@@ -111,12 +117,24 @@ def quantize_file(
         written = read_header(part)
         if {tensor.name: tensor.type_name for tensor in written.tensors} != plan.tensor_types:
             raise NativeError(f"llama.cpp wrote other tensors to {target} than it had announced")
+        manifest_path(target).unlink(missing_ok=True)  # of an older file of this name
+    artefact = FileRecord.of(target)
+    manifest = Manifest(
+        action="quantize",
+        artefact=artefact,
+        origin=origin_of(source),
+        inputs=(FileRecord.of(source),),
+        settings={"type": plan.type, "pure": pure, "allow_requantize": allow_requantize},
+        tools=tool_versions("llama-cpp-python"),
+    )
     return QuantizationReport(
         path=target,
         type=plan.type,
         source_type=plan.source_type,
         predicted_bytes=plan.predicted_bytes,
         size_bytes=written.size_bytes,
+        sha256=artefact.sha256,
+        manifest=write_manifest(target, manifest),
         source_size_bytes=plan.source_size_bytes,
         bits_per_weight=8 * written.tensor_bytes / written.n_weights,
         n_params=written.n_weights,

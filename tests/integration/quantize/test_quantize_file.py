@@ -27,7 +27,7 @@ def test_type_has_its_predicted_size_loads_and_decodes(name: str, tiny_bf16: Pat
     target = tmp_path / "folder" / f"{name}.gguf"
     report = quantize_file(tiny_bf16, target, name, n_threads=1)
     assert report.size_bytes == report.predicted_bytes == target.stat().st_size
-    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    assert sorted(path.name for path in target.parent.iterdir()) == [target.name, report.manifest.name]
     assert (report.type, report.source_type, report.fallbacks, report.requantized) == (name, "BF16", (), 0)
     assert report.source_size_bytes == tiny_bf16.stat().st_size
     assert 0 < report.peak_memory_bytes < 500e6
