@@ -1,4 +1,4 @@
-"""What conversion needs of a tensor, wherever it comes from: a file, or a file with adapters merged in."""
+"""What conversion needs of a tensor, wherever it comes from: a file, rows of a file, or a file with adapters merged in."""
 
 from __future__ import annotations
 

@@ -18,8 +18,19 @@ ROOT = Path(__file__).parents[2]
 # Lower layers first. A module imports from its own layer and those above it in this table, never from below.
 # A package stands for all its modules, unless a module has an entry of its own.
 LAYERS = (
-    ("errors", "files", "paths", "types", "config", "quant_types", "gguf_header"),
-    ("catalog", "hub", "device", "chat", "native"),
+    (
+        "errors",
+        "files",
+        "paths",
+        "types",
+        "config",
+        "quant_types",
+        "digests",
+        "manifest",
+        "gguf_header",
+        "logits",
+    ),
+    ("catalog", "catalog_rows", "catalog_types", "local_models", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
     ("memory", "prefix_cache", "generation", "model", "session"),
