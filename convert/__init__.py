@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_edge.convert.adapter_gguf import AdapterReport as AdapterReport
     from qwen_edge.convert.adapter_gguf import convert_adapter as convert_adapter
+    from qwen_edge.convert.adapter_merge import apply_adapters as apply_adapters
     from qwen_edge.convert.conversion import ConversionReport as ConversionReport
     from qwen_edge.convert.conversion import DroppedTensor as DroppedTensor
     from qwen_edge.convert.conversion import convert_checkpoint as convert_checkpoint
@@ -28,11 +29,19 @@ _MODULES = {
     "AdapterReport": "adapter_gguf",
     "ConversionReport": "conversion",
     "DroppedTensor": "conversion",
+    "apply_adapters": "adapter_merge",
     "convert_adapter": "adapter_gguf",
     "convert_checkpoint": "conversion",
 }
 
-__all__ = ["AdapterReport", "ConversionReport", "DroppedTensor", "convert_adapter", "convert_checkpoint"]
+__all__ = [
+    "AdapterReport",
+    "ConversionReport",
+    "DroppedTensor",
+    "apply_adapters",
+    "convert_adapter",
+    "convert_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:
