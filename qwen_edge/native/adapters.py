@@ -52,12 +52,22 @@ def check_adapter(path: Path) -> None:
         _check_tensor(tensor, names, path)
 
 
-def is_adapter(path: Path) -> bool:
-    """Return whether a file is an adapter; False where it cannot be read."""
+def check_is_no_adapter(path: Path) -> None:
+    """Explain why an adapter cannot be loaded as a model; says nothing of a file that cannot be read.
+
+    Raises:
+        GGUFError: It is an adapter.
+    """
     try:
-        return read_header(path).metadata.get("general.type") == "adapter"
+        kind = read_header(path).metadata.get("general.type")
     except (OSError, GGUFError, UnsupportedError):
-        return False
+        return
+    if kind == "adapter":
+        raise GGUFError(
+            f"{path} is an adapter, not a model",
+            hint=f'Load the model that it was trained on beside it: load("model.gguf", adapters=["{path}"]), or '
+            f"qwen-edge run model.gguf PROMPT --adapter {path}",
+        )
 
 
 def load_adapter(api: Any, model: Any, path: Path) -> Any:

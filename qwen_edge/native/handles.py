@@ -1,9 +1,9 @@
 """Owners of llama.cpp's objects: Model and Context here, Sampler in sampler.py.
 
 Lifetime: a context and a sampler hold their model strongly; a model knows its contexts weakly and frees them before
-itself, and its adapters between the two. `close()` may be called any number of times, waits for the call in flight, and later use is a ClosedError.
-Each native object is freed exactly once: by close(), else when its owner is collected, else at exit, children first
-(weakref.finalize runs in reverse order of creation).
+itself, and its adapters between the two. `close()` may be called any number of times, waits for the call in flight,
+and later use is a ClosedError. Each native object is freed exactly once: by close(), else when its owner is collected,
+else at exit, children first (weakref.finalize runs in reverse order of creation).
 """
 
 from __future__ import annotations
@@ -105,7 +105,12 @@ class NativeModel:
         with library.interrupt_deferred(), huge_pages_for_new_memory():
             self._handle = api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._handle:
-            raise _load_error(self.path)
+            reason = library.last_errors() or "no reason given"
+            native_adapters.check_is_no_adapter(self.path)
+            raise GGUFError(
+                f"llama.cpp cannot load {self.path}: {reason}",
+                hint="A download that was cut off is the usual cause; fetch or convert the file again.",
+            )
         self._vocab = api.llama_model_get_vocab(self._handle)
         # The finalizer gets the list itself: it frees what is in it by then.
         self._adapters: list[tuple[Any, float]] = []
@@ -378,19 +383,6 @@ class NativeContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
-
-
-def _load_error(path: Path) -> GGUFError:
-    if native_adapters.is_adapter(path):
-        return GGUFError(
-            f"{path} is an adapter, not a model",
-            hint=f'Load the model that it was trained on beside it: load("model.gguf", adapters=["{path}"]), or '
-            f"qwen-edge run model.gguf PROMPT --adapter {path}",
-        )
-    return GGUFError(
-        f"llama.cpp cannot load {path}: {library.last_errors() or 'no reason given'}",
-        hint="A download that was cut off is the usual cause; fetch or convert the file again.",
-    )
 
 
 def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwen_edge.config import AdapterConfig, LoadConfig
 from qwen_edge.errors import ConfigError, GGUFError, ModelNotFoundError, QwenEdgeError, UnsupportedError
-from qwen_edge.native.adapters import check_adapter, is_adapter
+from qwen_edge.native.adapters import check_adapter, check_is_no_adapter
 
 PAIR = {
     "blk.0.attn_q.weight.lora_a": np.ones((4, 32), np.float32),
@@ -46,8 +45,14 @@ def _write(path: Path, tensors: Tensors, **values: Any) -> Path:
 def test_a_whole_adapter_passes(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.gguf", PAIR)
     check_adapter(path)
-    assert is_adapter(path)
-    assert not is_adapter(tmp_path / "nowhere")
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match="is an adapter, not a model"):
+        check_is_no_adapter(_write(tmp_path / "a.gguf", PAIR))
+    check_is_no_adapter(_write(tmp_path / "m.gguf", PAIR, **{"general.type": "model"}))
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    check_is_no_adapter(tmp_path / "damaged.gguf")
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,5 @@ def test_load_config_brings_adapters_into_one_form() -> None:
     assert LoadConfig().adapters == ()
     with pytest.raises(ConfigError, match="must be a list"):
         LoadConfig(adapters="a.gguf")  # type: ignore[arg-type]
-    make: Callable[[], AdapterConfig] = lambda: AdapterConfig(path=Path("a"), scale=float("inf"))  # noqa: E731
     with pytest.raises(ConfigError, match="scale"):
-        make()
+        AdapterConfig(path=Path("a"), scale=float("inf"))
