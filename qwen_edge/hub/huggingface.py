@@ -28,7 +28,7 @@ NAME = "Hugging Face"
 
 def is_offline() -> bool:
     """Return whether HF_HUB_OFFLINE is set."""
-    return bool(_constants().is_offline_mode())
+    return bool(_constants().HF_HUB_OFFLINE)
 
 
 def cache_folder() -> Path:
@@ -56,7 +56,9 @@ def list_files(repository: str, revision: str | None, patience: Patience) -> Lis
     api = HfApi(endpoint=constants.ENDPOINT)
     info = with_patience(lambda: _model_info(api, repository, revision, patience), patience)
     if info.sha is None:
-        raise DownloadError(f"the hub states no commit of {repository}")
+        raise DownloadError(
+            f"the hub states no commit of {repository}", hint="Check HF_ENDPOINT: is that a hub?"
+        )
     # "authorization" alone: the rest says who asks, which is told in our own words.
     token = build_hf_headers().get("authorization")
     headers = {"Authorization": token} if token else {}
@@ -117,7 +119,9 @@ def _model_info(api: Any, repository: str, revision: str | None, patience: Patie
             repository, revision=revision, files_metadata=True, timeout=patience.timeout_s / 2
         )
     except OfflineModeIsEnabled as error:
-        raise HubUnreachableError("HF_HUB_OFFLINE=1 forbids asking the hub") from error
+        raise HubUnreachableError(
+            "HF_HUB_OFFLINE=1 forbids asking the hub", hint="Unset HF_HUB_OFFLINE to fetch it."
+        ) from error
     except HFValidationError as error:
         raise DownloadError(
             f"{repository!r} is no repository: {error}", hint="As in Qwen/Qwen3-0.6B."

@@ -146,7 +146,10 @@ def pull(
     asked = parse_request(name)
     if asked is None:
         if source != "auto" or revision is not None:
-            raise ConfigError(f"{name} is an address: it has no source or revision to choose")
+            raise ConfigError(
+                f"{name} is an address: it has no source or revision to choose",
+                hint="Leave --source and --revision out.",
+            )
         model, offers = None, [Offer(kind="url", location=name)]
     else:
         if sha256 is not None:
@@ -215,7 +218,7 @@ def _pull_listing(
         licence = modelscope.licence(listing.location, patience)
     base = model.title if model is not None else listing.location.rpartition("/")[2]
     form = "" if is_checkpoint else f" ({type_in_name(files[0].name) or 'GGUF'})"
-    missing = [file for file in files if not store.path(file).is_file()]
+    missing = [file for file in files if not store.has(file)]
     plan = PullPlan(
         title=base + form,
         licence=licence,

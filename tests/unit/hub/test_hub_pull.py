@@ -85,6 +85,19 @@ def test_what_huggingface_hub_fetched_is_not_fetched_again(hub_server: Hub, pati
     assert hub_server.bytes_sent == sent
 
 
+def test_a_new_commit_fetches_what_changed(hub_server: Hub, patience: Patience) -> None:
+    old = hub.pull("qwen3-0.6b", patience=patience)
+    hub_server.bytes_sent.clear()
+    (hub_server.folder / CHECKPOINT / "config.json").write_text('{"new": 1}')
+    plans: list[hub.PullPlan] = []
+    new = hub.pull("qwen3-0.6b", hooks=hub.Hooks(on_plan=plans.append), patience=patience)
+    assert same_as_hub(new.path, hub_server)
+    assert new.revision != old.revision
+    assert list(hub_server.bytes_sent) == ["config.json"]
+    assert plans[0].missing_bytes == len('{"new": 1}')
+    assert hub.locate_checkpoint("qwen3-0.6b") == new.path
+
+
 def test_nothing_is_hashed_twice(
     hub_server: Hub, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
