@@ -36,8 +36,7 @@ def list_file(url: str, sha256: str | None, patience: Patience) -> Listing:
         raise ConfigError(
             f"{url} does not end with the name of a GGUF file", hint="Checkpoints come from a hub."
         )
-    host = parts.netloc.rpartition("@")[2]
-    require_reachable(url, host, patience)
+    require_reachable(url, patience)
     file = RemoteFile(name=name, url=url, size_bytes=_size(url, patience), sha256=digest)
     return Listing(kind="url", location=url, revision="", licence="", files=(file,))
 

