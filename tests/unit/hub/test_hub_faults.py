@@ -214,6 +214,20 @@ def test_a_change_does_not_use_up_the_second_try(
     assert hub.pull(url, sha256=sha256, patience=patience).path.read_bytes() == right
 
 
+@pytest.mark.parametrize("length", [1000, 200_000, 300_000])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_damaged_part_is_thrown_away(
+    hub_server: Hub, patience: Patience, tmp_path: Path, source: str, length: int
+) -> None:
+    hub_server.faults.append(Fault(kind="cut", value=5, times=1))
+    with pytest.raises(DownloadError):
+        pull_one(hub_server, source, dataclasses.replace(patience, tries=1))
+    (part,) = [*cache_root().rglob("*.part"), *(tmp_path / "huggingface").rglob("*.incomplete")]
+    part.write_bytes(b"z" * length)
+    check(hub_server, source, patience, tmp_path, None)
+    assert not part.exists()
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_server_without_ranges_begins_again(hub_server: Hub, patience: Patience, source: str) -> None:
     hub_server.faults += [Fault(kind="cut", value=4, times=1), Fault(kind="no_ranges")]

@@ -327,6 +327,16 @@ def test_a_url_needs_a_digest_and_https(hub_server: Hub, patience: Patience) -> 
     assert hub_server.requests == []
 
 
+def test_a_url_is_fetched_and_written_down_without_its_signature(hub_server: Hub, patience: Patience) -> None:
+    file = next(file for file in hub_server.files(REPOSITORY) or () if file.name == NAME)
+    url = f"{hub_server.endpoint}/files/{REPOSITORY}/{NAME}"
+    result = hub.pull(f"{url}?signature=secret", sha256=f"sha256:{file.sha256.upper()}", patience=patience)
+    assert result.path.read_bytes() == file.path.read_bytes()
+    assert (result.source, result.location, result.path.name) == ("url", url, NAME)
+    assert "secret" not in result.manifest_path.read_text()
+    assert hub.pull(url, sha256=file.sha256, patience=patience).was_here
+
+
 def test_a_repository_with_names_that_climb_out_is_refused(
     hub_server: Hub, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
