@@ -170,7 +170,8 @@ def gguf_file(listing: Listing, type_name: str | None) -> RemoteFile:
     raise ModelNotFoundError(
         f"{listing.location} has no {wanted or 'GGUF file of a known type'}",
         hint=f"It has: {', '.join(sorted(whole)) or 'none that is known here'}."
-        + (f" In several parts: {', '.join(sorted(in_parts))}." if in_parts else ""),
+        + (f" In several parts: {', '.join(sorted(in_parts))}." if in_parts else "")
+        + " Others are made from the checkpoint, with qwen-edge convert and quantize.",
     )
 
 

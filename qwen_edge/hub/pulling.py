@@ -229,7 +229,7 @@ def _pull_listing(
         missing_bytes=_sum(missing),
     )
     hooks.on_plan(plan)
-    require_free(store.path(files[0]), sum(map(store.missing_bytes, missing)))
+    require_free(store.path(files[0]).parent, sum(map(store.missing_bytes, missing)))
     target = store.path(files[0]).parent if is_checkpoint else store.path(files[0])
     if is_checkpoint and listing.kind != "huggingface":
         manifest_path(target).unlink(missing_ok=True)
@@ -302,7 +302,7 @@ def _write_manifest(
     """Write what was fetched beside it; of what is in the cache of Hugging Face, in a folder of ours."""
     manifest = Manifest(
         action="pull",
-        artefact=None if is_checkpoint else records[0],
+        artefact=None if is_checkpoint else dataclasses.replace(records[0], name=target.name),
         origin=Origin(
             kind=listing.kind, location=listing.location, revision=listing.revision, licence=licence
         ),
