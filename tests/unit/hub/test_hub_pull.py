@@ -72,6 +72,35 @@ def test_a_checkpoint_is_where_huggingface_hub_looks(hub_server: Hub, patience: 
     assert (manifest.origin.revision, manifest.artefact) == (result.revision, None)
 
 
+def test_the_cache_stays_one_that_huggingface_hub_understands(hub_server: Hub, patience: Patience) -> None:
+    hub.pull("qwen3-0.6b", patience=patience)
+    hub_server.faults.append(Fault(kind="cut", value=5))
+    with pytest.raises(DownloadError):
+        hub.pull(f"{REPOSITORY}@Q8_0", patience=patience)
+    hub_server.faults.clear()
+    hub.pull(f"{REPOSITORY}@Q4_0", patience=patience)
+    found = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
+    assert found.warnings == []
+    (checkpoint,) = (repository for repository in found.repos if repository.repo_id == CHECKPOINT)
+    (revision,) = checkpoint.revisions
+    assert {file.file_name for file in revision.files} == WANTED
+    assert revision.refs == {"main"}
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_file_in_a_sub_folder(hub_server: Hub, patience: Patience, source: hub.Source) -> None:
+    nested = hub_server.folder / REPOSITORY / "BF16" / "tiny-BF16.gguf"
+    nested.parent.mkdir()
+    nested.write_bytes(b"GGUF nested")
+    result = hub.pull(f"{REPOSITORY}@bf16", source=source, patience=patience)
+    assert result.path.read_bytes() == b"GGUF nested"
+    assert hub.locate(f"{REPOSITORY}@BF16") == result.path
+    manifest = read_manifest(str(result.manifest_path).removesuffix(".manifest.json"))
+    assert manifest is not None
+    assert manifest.artefact is not None
+    assert manifest.artefact.name == "tiny-BF16.gguf"
+
+
 def test_what_huggingface_hub_fetched_is_not_fetched_again(hub_server: Hub, patience: Patience) -> None:
     huggingface_hub.snapshot_download(
         CHECKPOINT,
