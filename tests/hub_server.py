@@ -39,12 +39,13 @@ _REVISIONS = ("main", "master")
 # wrong_length     value bytes too many (below 0: too few), and a header that says so
 # stall            nothing more after value tenths, for as long as the client waits (30 s at most)
 # no_ranges        the whole file, whatever was asked for
+# no_if_range      the bytes asked for, also of another version of the file
 # status_200_range what was asked for, with status 200, as ModelScope does
 # redirect_loop    a redirect to itself
 # redirect_to      a redirect to the URL in value
 # slow             value bytes a second
 # no_json          a page for people where JSON is asked for
-KINDS = frozenset({"status", "retry_after", "cut", "wrong_bytes", "wrong_length", "stall", "no_ranges",
+KINDS = frozenset({"status", "retry_after", "cut", "wrong_bytes", "wrong_length", "stall", "no_ranges", "no_if_range",
                    "status_200_range", "redirect_loop", "redirect_to", "slow", "no_json"})  # fmt: skip
 
 
@@ -403,7 +404,7 @@ class _Handler(BaseHTTPRequestHandler):
             data = bytes(byte ^ 0xFF for byte in data[:64]) + data[64:]
         elif kind == "wrong_length":
             data = data + b"x" * value if value > 0 else data[:value]
-        start = self._start(len(data), etag) if kind != "no_ranges" else 0
+        start = self._start(len(data), etag, kind != "no_if_range") if kind != "no_ranges" else 0
         if start is None:
             self._send(416, Content_Range=f"bytes */{len(data)}")
             return
@@ -428,10 +429,10 @@ class _Handler(BaseHTTPRequestHandler):
         if end < len(body):
             self.close_connection = True
 
-    def _start(self, length: int, etag: str) -> int | None:
+    def _start(self, length: int, etag: str, minds_if_range: bool) -> int | None:
         """Return the first byte asked for, None for one behind the end."""
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if found is None or self.headers.get("If-Range", etag) != etag:
+        if found is None or (minds_if_range and self.headers.get("If-Range", etag) != etag):
             return 0
         return int(found[1]) if int(found[1]) < length else None
 

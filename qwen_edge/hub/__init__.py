@@ -12,17 +12,51 @@
       └ write_manifest
     locate(name)  what is here; no network                local.py
     origin_of(path)  where it was published               origin.py
+
+What fetches is imported when it is first used: loading a model needs none of it.
 """
 
 from __future__ import annotations
 
-from qwen_edge.hub.local import locate as locate
-from qwen_edge.hub.local import locate_checkpoint as locate_checkpoint
-from qwen_edge.hub.offers import Source as Source
-from qwen_edge.hub.origin import cached_repository as cached_repository
-from qwen_edge.hub.origin import origin_of as origin_of
-from qwen_edge.hub.pulling import Hooks as Hooks
-from qwen_edge.hub.pulling import PullPlan as PullPlan
-from qwen_edge.hub.pulling import PullResult as PullResult
-from qwen_edge.hub.pulling import pull as pull
-from qwen_edge.hub.wheels import model_path as model_path
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qwen_edge.hub.local import locate, locate_checkpoint, model_path
+from qwen_edge.hub.origin import cached_repository, origin_of
+
+if TYPE_CHECKING:
+    from qwen_edge.hub.offers import Source as Source
+    from qwen_edge.hub.pulling import Hooks as Hooks
+    from qwen_edge.hub.pulling import PullPlan as PullPlan
+    from qwen_edge.hub.pulling import PullResult as PullResult
+    from qwen_edge.hub.pulling import pull as pull
+
+_HOME_OF = {
+    "Hooks": "pulling",
+    "PullPlan": "pulling",
+    "PullResult": "pulling",
+    "Source": "offers",
+    "pull": "pulling",
+}
+
+__all__ = [
+    "Hooks",
+    "PullPlan",
+    "PullResult",
+    "Source",
+    "cached_repository",
+    "locate",
+    "locate_checkpoint",
+    "model_path",
+    "origin_of",
+    "pull",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'qwen_edge.hub' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"qwen_edge.hub.{module}"), name)
+    globals()[name] = value
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from qwen_edge.errors import ConfigError, DownloadError
 from qwen_edge.hub.listing import Listing, RemoteFile
@@ -36,10 +36,11 @@ def list_file(url: str, sha256: str | None, patience: Patience) -> Listing:
         raise ConfigError(
             f"{url} does not end with the name of a GGUF file", hint="Checkpoints come from a hub."
         )
-    host = parts.netloc.rpartition("@")[2]
-    require_reachable(url, host, patience)
+    require_reachable(url, patience)
     file = RemoteFile(name=name, url=url, size_bytes=_size(url, patience), sha256=digest)
-    return Listing(kind="url", location=url, revision="", licence="", files=(file,))
+    # Written down without what may be a password or a signature.
+    location = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return Listing(kind="url", location=location, revision="", licence="", files=(file,))
 
 
 def refusal(error: StatusError, url: str) -> DownloadError:

@@ -7,12 +7,11 @@ plain HTTP too.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from qwen_edge.errors import DownloadError, HubUnreachableError
+from qwen_edge.hub.hf_settings import endpoint
 from qwen_edge.hub.listing import Listing, RemoteFile
 from qwen_edge.hub.web import (
     Patience,
@@ -24,16 +23,6 @@ from qwen_edge.hub.web import (
 )
 
 NAME = "Hugging Face"
-
-
-def is_offline() -> bool:
-    """Return whether HF_HUB_OFFLINE is set."""
-    return bool(_constants().is_offline_mode())
-
-
-def cache_folder() -> Path:
-    """Return the folder of huggingface_hub's cache."""
-    return Path(_constants().HF_HUB_CACHE)
 
 
 def list_files(repository: str, revision: str | None, patience: Patience) -> Listing:
@@ -48,19 +37,21 @@ def list_files(repository: str, revision: str | None, patience: Patience) -> Lis
         HubUnreachableError: The hub does not answer.
         DownloadError: It has no such repository or revision, or does not show it.
     """
-    constants = _constants()
-    require_reachable(constants.ENDPOINT, f"the hub ({NAME})", patience)
+    address = endpoint()
+    require_reachable(address, patience)
     from huggingface_hub import HfApi
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its types
 
-    api = HfApi(endpoint=constants.ENDPOINT)
+    api = HfApi(endpoint=address)
     info = with_patience(lambda: _model_info(api, repository, revision, patience), patience)
     if info.sha is None:
-        raise DownloadError(f"the hub states no commit of {repository}")
+        raise DownloadError(
+            f"the hub states no commit of {repository}", hint="Check HF_ENDPOINT: is that a hub?"
+        )
     # "authorization" alone: the rest says who asks, which is told in our own words.
     token = build_hf_headers().get("authorization")
     headers = {"Authorization": token} if token else {}
-    base = f"{constants.ENDPOINT}/{repository}/resolve/{info.sha}"
+    base = f"{address}/{repository}/resolve/{info.sha}"
     files = tuple(
         RemoteFile(
             name=item.rfilename,
@@ -79,16 +70,16 @@ def list_files(repository: str, revision: str | None, patience: Patience) -> Lis
 
 def refusal(error: StatusError, repository: str, revision: str | None) -> DownloadError:
     """Return the error for a person whom the hub refused something of a repository."""
-    endpoint = _constants().ENDPOINT
+    address = endpoint()
     if error.code == "GatedRepo":
         return DownloadError(
             f"{repository} is given only to those who accepted its licence (status {error.status})",
-            hint=f"Accept it at {endpoint}/{repository}, then log in with: hf auth login",
+            hint=f"Accept it at {address}/{repository}, then log in with: hf auth login",
         )
     if error.code == "RevisionNotFound":
         return DownloadError(
             f"{repository} has no revision {revision!r}",
-            hint=f"Branches, tags and commits: {endpoint}/{repository}/commits/main",
+            hint=f"Branches, tags and commits: {address}/{repository}/commits/main",
         )
     if error.code == "EntryNotFound":
         return DownloadError(
@@ -96,13 +87,13 @@ def refusal(error: StatusError, repository: str, revision: str | None) -> Downlo
         )
     if error.status in (401, 404):
         return DownloadError(
-            f"{endpoint} has no repository {repository}, or it is private (status {error.status})",
+            f"{address} has no repository {repository}, or it is private (status {error.status})",
             hint="Check the name. For a private one, log in with: hf auth login",
         )
     if error.status == 403:
         return DownloadError(
-            f"{endpoint} refuses {repository} with this login (status 403)",
-            hint=f"See {endpoint}/{repository}, or log in as another: hf auth login",
+            f"{address} refuses {repository} with this login (status 403)",
+            hint=f"See {address}/{repository}, or log in as another: hf auth login",
         )
     return error
 
@@ -117,7 +108,9 @@ def _model_info(api: Any, repository: str, revision: str | None, patience: Patie
             repository, revision=revision, files_metadata=True, timeout=patience.timeout_s / 2
         )
     except OfflineModeIsEnabled as error:
-        raise HubUnreachableError("HF_HUB_OFFLINE=1 forbids asking the hub") from error
+        raise HubUnreachableError(
+            "HF_HUB_OFFLINE=1 forbids asking the hub", hint="Unset HF_HUB_OFFLINE to fetch it."
+        ) from error
     except HFValidationError as error:
         raise DownloadError(
             f"{repository!r} is no repository: {error}", hint="As in Qwen/Qwen3-0.6B."
@@ -142,10 +135,3 @@ def _licence(info: Any) -> str:
         return stated
     tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     return tags[0] if tags else ""
-
-
-def _constants() -> Any:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import constants
-
-    return constants

@@ -148,9 +148,14 @@ def gguf_file(listing: Listing, type_name: str | None) -> RemoteFile:
     whole = by_type(name for name in files if not split_count(name))
     in_parts = {kind for name in files if split_count(name) and (kind := type_in_name(name))}
     if not files:
+        if not has_checkpoint(listing):
+            raise ModelNotFoundError(
+                f"{listing.location} holds neither safetensors nor GGUF files",
+                hint="Only these are read here; pickled weights (.bin) can run code when they are opened.",
+            )
         raise ModelNotFoundError(
             f"{listing.location} holds no GGUF file",
-            hint=f"Its checkpoint: qwen-edge pull {listing.location}",
+            hint=f"It has a checkpoint: qwen-edge pull {listing.location}",
         )
     wanted = type_name or preferred(whole)
     if wanted is not None and wanted in whole:
@@ -165,7 +170,8 @@ def gguf_file(listing: Listing, type_name: str | None) -> RemoteFile:
     raise ModelNotFoundError(
         f"{listing.location} has no {wanted or 'GGUF file of a known type'}",
         hint=f"It has: {', '.join(sorted(whole)) or 'none that is known here'}."
-        + (f" In several parts: {', '.join(sorted(in_parts))}." if in_parts else ""),
+        + (f" In several parts: {', '.join(sorted(in_parts))}." if in_parts else "")
+        + " Others are made from the checkpoint, with qwen-edge convert and quantize.",
     )
 
 

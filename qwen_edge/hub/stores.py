@@ -43,6 +43,10 @@ class Store(ABC):
         """Return the lock that its one writer holds."""
 
     @abstractmethod
+    def has(self, file: RemoteFile) -> bool:
+        """Return whether the file is there, right or wrong; reads nothing."""
+
+    @abstractmethod
     def find(self, file: RemoteFile) -> Path | None:
         """Return the file if it is there with the right digest; a wrong one is moved out of the way."""
 
@@ -99,6 +103,10 @@ class FolderStore(Store):
         """See Store."""
         return cache_root() / "partial" / f"{file.digest}.lock"
 
+    def has(self, file: RemoteFile) -> bool:
+        """See Store."""
+        return self.path(file).is_file()
+
     def find(self, file: RemoteFile) -> Path | None:
         """See Store."""
         return _checked(self.path(file), file)
@@ -121,7 +129,10 @@ class HuggingFaceStore(Store):
         from huggingface_hub.file_download import repo_folder_name
 
         if not _COMMIT.fullmatch(listing.revision):
-            raise DownloadError(f"the hub names {listing.revision!r} as commit of {listing.location}")
+            raise DownloadError(
+                f"the hub names {listing.revision!r} as commit of {listing.location}",
+                hint="Check HF_ENDPOINT: is that a hub?",
+            )
         name = repo_folder_name(repo_id=listing.location, repo_type="model")
         self.folder = cache / name
         self.snapshot = self.folder / "snapshots" / listing.revision
@@ -142,6 +153,10 @@ class HuggingFaceStore(Store):
     def lock(self, file: RemoteFile) -> Path:
         """See Store."""
         return self._locks / f"{file.digest}.lock"  # the one that huggingface_hub holds while it fetches
+
+    def has(self, file: RemoteFile) -> bool:
+        """See Store."""
+        return self.path(file).is_file() or self._blob(file).is_file()
 
     def find(self, file: RemoteFile) -> Path | None:
         """See Store."""

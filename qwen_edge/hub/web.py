@@ -203,13 +203,14 @@ def get_json(url: str, patience: Patience) -> Any:
     return with_patience(ask, patience)
 
 
-def require_reachable(url: str, name: str, patience: Patience) -> None:
+def require_reachable(url: str, patience: Patience) -> None:
     """Check that a server takes connections, within patience.reach_s; with a proxy, that the proxy does.
 
     Raises:
         HubUnreachableError: It does not.
     """
     parts = urlsplit(url)
+    name = parts.hostname or url
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -223,7 +224,7 @@ def require_reachable(url: str, name: str, patience: Patience) -> None:
             socket.create_connection(address, timeout=patience.reach_s).close()
             outcome.append("")
         except (OSError, ValueError) as error:
-            outcome.append(str(error) or type(error).__name__)
+            outcome.append(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     # A thread: looking up a name has no time limit of its own.
     thread = threading.Thread(target=connect, daemon=True)

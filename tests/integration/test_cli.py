@@ -129,7 +129,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tiny_bf16: Path) -> None:
     [
         (["run", "absent.gguf", "Hi"], 1, "no file absent.gguf"),
         (["run", "qwen3-0.6", "Hi"], 1, "Did you mean qwen3-0.6b?"),
-        (["run", "qwen2.5-coder-0.5b", "Hi"], 1, "qwen-edge demo --model qwen2.5-coder-0.5b"),
+        (["run", "qwen2.5-coder-0.5b", "Hi"], 1, "qwen-edge pull qwen2.5-coder-0.5b@Q4_K_M"),
         (["rnu"], 2, "Did you mean 'run'?"),
         (["run"], 2, "Missing argument"),
         (["run", "x", "Hi", "--max-tokens", "0"], 2, "max-tokens"),

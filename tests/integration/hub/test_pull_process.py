@@ -20,6 +20,7 @@ SIZES = {"model-00001-of-00002.safetensors": 1_600_000, "model-00002-of-00002.sa
          "config.json": 700, "tokenizer.json": 40_000}  # fmt: skip
 TOTAL_BYTES = sum(SIZES.values())
 KILLS = 20
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -32,13 +33,13 @@ def repository(tmp_path: Path) -> Path:
 
 
 def start_pull(
-    hub: Hub, caches: Path, source: str, preexec: Callable[[], None] | None = None
+    endpoint: str, caches: Path, source: str, preexec: Callable[[], None] | None = None
 ) -> subprocess.Popen[str]:
     environment = os.environ | {
-        "HF_ENDPOINT": hub.endpoint,
+        "HF_ENDPOINT": endpoint,
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(caches / "huggingface"),
-        "MODELSCOPE_ENDPOINT": hub.endpoint,
+        "MODELSCOPE_ENDPOINT": endpoint,
         "QWEN_EDGE_CACHE": str(caches / "qwen-edge"),
     }
     command = [sys.executable, "-m", "qwen_edge", "pull", "qwen3-0.6b", "--source", source]
@@ -80,7 +81,7 @@ def test_killed_at_any_moment(
             source = ("huggingface", "modelscope")[number % 2]
             hub.bytes_sent.clear()
             hub.rate = 8_000_000
-            process = start_pull(hub, caches, source)
+            process = start_pull(hub.endpoint, caches, source)
             # The last tenth of the moments lies behind the last byte, where files are checked and named.
             moment = moments.uniform(0, 1.1)
             while sum(hub.bytes_sent.values()) < min(moment, 1) * TOTAL_BYTES and process.poll() is None:
@@ -90,7 +91,7 @@ def test_killed_at_any_moment(
             process.communicate()
             check_named_files(caches, repository)
             hub.rate = 0
-            path, _ = finish(start_pull(hub, caches, source))
+            path, _ = finish(start_pull(hub.endpoint, caches, source))
             assert check_named_files(path, repository) == len(SIZES)
             assert not list(caches.rglob("*.part")) + list(caches.rglob("*.incomplete"))
             fetched_again_bytes.append(sum(hub.bytes_sent.values()) - TOTAL_BYTES)
@@ -103,7 +104,7 @@ def test_killed_at_any_moment(
 @pytest.mark.parametrize("source", ["huggingface", "modelscope"])
 def test_two_processes_fetch_once(repository: Path, tmp_path: Path, source: str) -> None:
     with Hub(tmp_path / "hub", rate=2_000_000) as hub:
-        processes = [start_pull(hub, tmp_path / "caches", source) for _ in range(2)]
+        processes = [start_pull(hub.endpoint, tmp_path / "caches", source) for _ in range(2)]
         results = [finish(process) for process in processes]
         assert hub.bytes_sent == SIZES
     assert results[0][0] == results[1][0]
@@ -117,11 +118,38 @@ def test_a_disk_that_takes_no_more(repository: Path, tmp_path: Path, source: str
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
     with Hub(tmp_path / "hub") as hub:
-        process = start_pull(hub, tmp_path / "caches", source, limit)
+        process = start_pull(hub.endpoint, tmp_path / "caches", source, limit)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "is full" in err
         assert "goes on from there" in err
         check_named_files(tmp_path / "caches", repository)
-        path, _ = finish(start_pull(hub, tmp_path / "caches", source))
+        path, _ = finish(start_pull(hub.endpoint, tmp_path / "caches", source))
     assert check_named_files(path, repository) == len(SIZES)
+
+
+def test_the_stand_in_hub_as_a_program(repository: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.hub_server",
+        str(tmp_path / "hub"),
+        "--fault",
+        "cut:file:*.json:1:5",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            assert program.stdout is not None
+            path, _ = finish(start_pull(program.stdout.readline().strip(), tmp_path / "caches", "auto"))
+            assert check_named_files(path, repository) == len(SIZES)
+        finally:
+            program.kill()
+
+
+def test_the_network_is_not_there(tmp_path: Path) -> None:
+    start = time.monotonic()
+    process = start_pull("http://127.0.0.1:9", tmp_path / "caches", "auto")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "does not answer" in err
+    assert time.monotonic() - start < 5

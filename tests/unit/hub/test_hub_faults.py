@@ -201,6 +201,40 @@ def test_a_file_that_becomes_the_right_one_is_begun_again(
     assert hub_server.downloads(NAME) == 2
 
 
+def test_a_change_does_not_use_up_the_second_try(
+    hub_server: Hub, patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = (hub_server.folder / REPOSITORY / NAME).read_bytes()
+    sha256 = hashlib.sha256(right).hexdigest()
+    (hub_server.folder / REPOSITORY / NAME).write_bytes(right[::-1])
+    changing(hub_server, right, monkeypatch)
+    # A server that takes no notice of If-Range: its ETag tells. Then wrong bytes, once.
+    hub_server.faults += [Fault(kind="no_if_range", times=1), Fault(kind="wrong_bytes", times=1)]
+    url = f"{hub_server.endpoint}/files/{REPOSITORY}/{NAME}"
+    assert hub.pull(url, sha256=sha256, patience=patience).path.read_bytes() == right
+
+
+@pytest.mark.parametrize("length", [1000, 200_000, 300_000])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_damaged_part_is_thrown_away(
+    hub_server: Hub, patience: Patience, tmp_path: Path, source: str, length: int
+) -> None:
+    hub_server.faults.append(Fault(kind="cut", value=5, times=1))
+    with pytest.raises(DownloadError):
+        pull_one(hub_server, source, dataclasses.replace(patience, tries=1))
+    (part,) = [*cache_root().rglob("*.part"), *(tmp_path / "huggingface").rglob("*.incomplete")]
+    part.write_bytes(b"z" * length)
+    check(hub_server, source, patience, tmp_path, None)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_server_without_ranges_begins_again(hub_server: Hub, patience: Patience, source: str) -> None:
+    hub_server.faults += [Fault(kind="cut", value=4, times=1), Fault(kind="no_ranges")]
+    assert pull_one(hub_server, source, patience).size_bytes == 200_000
+    assert hub_server.bytes_sent[NAME] == 80_000 + 200_000
+
+
 def test_wrong_bytes_name_both_digests_and_the_source(hub_server: Hub, patience: Patience) -> None:
     hub_server.faults.append(Fault(kind="wrong_bytes"))
     with pytest.raises(DigestError) as raised:

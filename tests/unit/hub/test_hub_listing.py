@@ -81,8 +81,11 @@ def test_a_file_is_chosen_by_type() -> None:
     with pytest.raises(ModelNotFoundError, match="no F16") as raised:
         gguf_file(offered, "F16")
     assert "Q4_K_M, Q8_0" in str(raised.value.hint)
-    with pytest.raises(ModelNotFoundError, match="no GGUF file"):
-        gguf_file(listing("config.json"), None)
+    with pytest.raises(ModelNotFoundError, match="no GGUF file") as raised:
+        gguf_file(listing("model.safetensors"), "Q8_0")
+    assert "qwen-edge pull o/r" in str(raised.value.hint)
+    with pytest.raises(ModelNotFoundError, match="neither safetensors nor GGUF"):
+        gguf_file(listing("pytorch_model.bin"), None)
 
 
 def test_parts_are_named_and_refused() -> None:

@@ -72,6 +72,35 @@ def test_a_checkpoint_is_where_huggingface_hub_looks(hub_server: Hub, patience: 
     assert (manifest.origin.revision, manifest.artefact) == (result.revision, None)
 
 
+def test_the_cache_stays_one_that_huggingface_hub_understands(hub_server: Hub, patience: Patience) -> None:
+    hub.pull("qwen3-0.6b", patience=patience)
+    hub_server.faults.append(Fault(kind="cut", value=5))
+    with pytest.raises(DownloadError):
+        hub.pull(f"{REPOSITORY}@Q8_0", patience=patience)
+    hub_server.faults.clear()
+    hub.pull(f"{REPOSITORY}@Q4_0", patience=patience)
+    found = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
+    assert found.warnings == []
+    (checkpoint,) = (repository for repository in found.repos if repository.repo_id == CHECKPOINT)
+    (revision,) = checkpoint.revisions
+    assert {file.file_name for file in revision.files} == WANTED
+    assert revision.refs == {"main"}
+
+
+@pytest.mark.parametrize("source", ["huggingface", "modelscope"])
+def test_a_file_in_a_sub_folder(hub_server: Hub, patience: Patience, source: hub.Source) -> None:
+    nested = hub_server.folder / REPOSITORY / "BF16" / "tiny-BF16.gguf"
+    nested.parent.mkdir()
+    nested.write_bytes(b"GGUF nested")
+    result = hub.pull(f"{REPOSITORY}@bf16", source=source, patience=patience)
+    assert result.path.read_bytes() == b"GGUF nested"
+    assert hub.locate(f"{REPOSITORY}@BF16") == result.path
+    manifest = read_manifest(str(result.manifest_path).removesuffix(".manifest.json"))
+    assert manifest is not None
+    assert manifest.artefact is not None
+    assert manifest.artefact.name == "tiny-BF16.gguf"
+
+
 def test_what_huggingface_hub_fetched_is_not_fetched_again(hub_server: Hub, patience: Patience) -> None:
     huggingface_hub.snapshot_download(
         CHECKPOINT,
@@ -83,6 +112,19 @@ def test_what_huggingface_hub_fetched_is_not_fetched_again(hub_server: Hub, pati
     assert sent
     assert hub.pull("qwen3-0.6b", patience=patience).was_here
     assert hub_server.bytes_sent == sent
+
+
+def test_a_new_commit_fetches_what_changed(hub_server: Hub, patience: Patience) -> None:
+    old = hub.pull("qwen3-0.6b", patience=patience)
+    hub_server.bytes_sent.clear()
+    (hub_server.folder / CHECKPOINT / "config.json").write_text('{"new": 1}')
+    plans: list[hub.PullPlan] = []
+    new = hub.pull("qwen3-0.6b", hooks=hub.Hooks(on_plan=plans.append), patience=patience)
+    assert same_as_hub(new.path, hub_server)
+    assert new.revision != old.revision
+    assert list(hub_server.bytes_sent) == ["config.json"]
+    assert plans[0].missing_bytes == len('{"new": 1}')
+    assert hub.locate_checkpoint("qwen3-0.6b") == new.path
 
 
 def test_nothing_is_hashed_twice(
@@ -312,6 +354,16 @@ def test_a_url_needs_a_digest_and_https(hub_server: Hub, patience: Patience) -> 
     with pytest.raises(ConfigError, match="is for a URL"):
         hub.pull("qwen3-0.6b", sha256="0" * 64, patience=patience)
     assert hub_server.requests == []
+
+
+def test_a_url_is_fetched_and_written_down_without_its_signature(hub_server: Hub, patience: Patience) -> None:
+    file = next(file for file in hub_server.files(REPOSITORY) or () if file.name == NAME)
+    url = f"{hub_server.endpoint}/files/{REPOSITORY}/{NAME}"
+    result = hub.pull(f"{url}?signature=secret", sha256=f"sha256:{file.sha256.upper()}", patience=patience)
+    assert result.path.read_bytes() == file.path.read_bytes()
+    assert (result.source, result.location, result.path.name) == ("url", url, NAME)
+    assert "secret" not in result.manifest_path.read_text()
+    assert hub.pull(url, sha256=file.sha256, patience=patience).was_here
 
 
 def test_a_repository_with_names_that_climb_out_is_refused(
