@@ -12,11 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qwen-edge-setup
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench verify-real clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this CPU
 	@echo "ready: $(BIN)/qwen-edge --help"
@@ -35,6 +35,9 @@ check: $(STAMP) ## Lint, check the formatting, check the types
 bench: $(STAMP) ## Measure speed and memory of model files (FILES="a.gguf b.gguf")
 	@test -n "$(FILES)" || { echo 'usage: make bench FILES="a.gguf b.gguf"' >&2; exit 2; }
 	@$(BIN)/qwen-edge bench $(FILES)
+
+verify-real: $(STAMP) ## Pull a published model, convert it, prove the result (needs the hub; MODEL=name)
+	@$(BIN)/python -m tests.verify_real $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 clean: ## Remove .venv and what tools left here; compiled wheels stay in ~/.cache/qwen-edge/native
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

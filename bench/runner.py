@@ -12,12 +12,12 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from qwen_edge import device, errors, hub, paths
+from qwen_edge import device, errors, hub
 from qwen_edge.bench.record import BenchRecord, FileResult
 from qwen_edge.bench.workload import Workload
 from qwen_edge.config import LoadConfig, Switch
+from qwen_edge.digests import file_digest
 from qwen_edge.errors import ConfigError, ModelNotFoundError, NativeCrashError, QwenEdgeError
-from qwen_edge.files import atomic_path, sha256_file
 from qwen_edge.native import child, library
 
 Progress = Callable[[str, int, int], None]
@@ -98,7 +98,7 @@ def run_benchmark(
         machine_facts = report.pop("native")
         results.append(
             FileResult.from_dict(
-                {"file": name, "sha256": remembered_sha256(path), "size_bytes": path.stat().st_size, **report}
+                {"file": name, "sha256": file_digest(path), "size_bytes": path.stat().st_size, **report}
             )
         )
     machine = {**device.describe_machine(), "native": {**library.build_facts(), **machine_facts}}
@@ -169,23 +169,3 @@ def _error_of(data: dict[str, Any]) -> QwenEdgeError:
     kind = getattr(errors, data["kind"], QwenEdgeError)
     error: QwenEdgeError = kind(data["message"], hint=data["hint"])
     return error
-
-
-def remembered_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed again only when its path, size or time of change is another.
-
-    Args:
-        path: A file.
-    """
-    facts = path.stat()
-    identity = f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
-    store = paths.cache_root() / "sha256.json"
-    known: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        known = dict(json.loads(store.read_text()))
-    if identity not in known:
-        known[identity] = sha256_file(path)
-        # A cache that cannot be written costs reading the file again, nothing else.
-        with contextlib.suppress(OSError), atomic_path(store) as part:
-            part.write_text(json.dumps(known, indent=1))
-    return known[identity]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-
 import pytest
 
 from qwen_edge.bench import runner
-from qwen_edge.bench.runner import BenchConfig, remembered_sha256, run_benchmark
+from qwen_edge.bench.runner import BenchConfig, run_benchmark
 from qwen_edge.bench.workload import Workload
 from qwen_edge.cli.main import main
 from qwen_edge.errors import ConfigError, GGUFError, ModelNotFoundError, NativeCrashError
 from qwen_edge.native import child
-from qwen_edge.paths import cache_root
 
 
 def test_the_context_is_what_the_workload_needs_rounded_up():
@@ -61,28 +57,6 @@ def test_the_childs_own_error_comes_back_as_itself(tmp_path):
     file.write_bytes(b"nothing")
     with pytest.raises(GGUFError, match="no GGUF file"):
         run_benchmark([file])
-
-
-def test_a_digest_is_computed_again_only_for_a_changed_file(tmp_path, monkeypatch):
-    file = tmp_path / "a.bin"
-    file.write_bytes(b"one")
-    first = remembered_sha256(file)
-    monkeypatch.setattr(runner, "sha256_file", lambda path: "computed")
-    assert remembered_sha256(file) == first
-    file.write_bytes(b"two")
-    os.utime(file, ns=(1, 1))
-    assert remembered_sha256(file) == "computed"
-
-
-@pytest.mark.parametrize("content", ["", "[]", "nonsense"])
-def test_a_spoilt_digest_store_is_no_error(tmp_path, content):
-    store = cache_root() / "sha256.json"
-    store.parent.mkdir(parents=True)
-    store.write_text(content)
-    file = tmp_path / "a.bin"
-    file.write_bytes(b"one")
-    digest = remembered_sha256(file)
-    assert list(json.loads(store.read_text()).values()) == [digest]
 
 
 @pytest.mark.parametrize(
