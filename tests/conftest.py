@@ -21,6 +21,8 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     caches = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches / "xdg"))
     monkeypatch.setenv("HF_HOME", str(caches / "huggingface"))
+    # Read once too.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(caches / "huggingface" / "hub"))
     monkeypatch.setenv("QWEN_EDGE_CACHE", str(caches / "qwen-edge"))
     monkeypatch.delenv("QWEN_EDGE_DEBUG", raising=False)
     return caches

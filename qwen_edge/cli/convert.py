@@ -96,7 +96,9 @@ def command(
     _check_replaces(target, force)
     if is_adapter:
         assert base is not None, "Bug: checked above"
-        _convert_adapter(checkpoint, base, target, cast("AdapterType", dtype), output_format)
+        _convert_adapter(
+            checkpoint, locate_checkpoint(base), target, cast("AdapterType", dtype), output_format
+        )
     else:
         settings = _Settings(cast("OutputType", dtype), adapters, reranker, verify)
         _convert_checkpoint(checkpoint, target, settings, output_format)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qwen_edge.catalog import CatalogModel
-    from qwen_edge.local_models import LocalModel
+    from qwen_edge.hub.local import LocalModel
     from qwen_edge.memory import Fit
 
 # Into a file or another program, lines are as long as they need to be.
@@ -88,7 +88,7 @@ def command(name: str | None, n_ctx: int, output_format: str) -> None:
     context of --n-ctx tokens with the cache in F16.
     """
     from qwen_edge.device import available_memory_bytes
-    from qwen_edge.local_models import find_local
+    from qwen_edge.hub.local import find_local
     from qwen_edge.memory import fits_of
 
     memory = available_memory_bytes()
@@ -109,6 +109,8 @@ def command(name: str | None, n_ctx: int, output_format: str) -> None:
             f"{missing} of {len(rows)} do not fit: memory is what the smallest type on offer would need."
             + (" A smaller --n-ctx needs less." if n_ctx > 512 else "")
         )
+    if published := [row.model.name for row in rows if not row.model.is_convertible]:
+        note(f"Run as their authors' GGUF files, not converted here: {', '.join(published)}.")
     note("Next: qwen-edge pull NAME")
 
 

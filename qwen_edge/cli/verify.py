@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "checkpoint",
     type=click.Path(path_type=Path),
     required=True,
-    help="The checkpoint that FILE was made from.",
+    help="The checkpoint that FILE was made from: a folder, or the name of a pulled model.",
 )
 @click.option(
     "--adapter",
@@ -43,11 +43,13 @@ def command(
 ) -> None:
     """Run fixed prompts through FILE and through its checkpoint, and compare every logit.
 
-    FILE runs in llama.cpp as it does elsewhere; the checkpoint in a plain float32 computation that shares no code
-    with it. Fails where FILE is further off than rounding to its type explains.
+    FILE is a GGUF file, or a pulled one's name as in qwen3-0.6b@q8_0. It runs in llama.cpp as it does
+    elsewhere; the checkpoint in a plain float32 computation that shares no code with it. Fails where FILE is further off than rounding to its type explains.
     """
     from qwen_edge.convert import verify_file
+    from qwen_edge.hub import locate, locate_checkpoint
 
+    file, checkpoint = locate(file), locate_checkpoint(checkpoint)
     report = verify_file(file, checkpoint, adapters=adapters, n_threads=threads)
     if output_format == "json":
         print_json(report.to_dict())

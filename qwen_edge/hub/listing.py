@@ -11,10 +11,11 @@ from pathlib import PurePosixPath
 from qwen_edge.errors import DownloadError, ModelNotFoundError, UnsupportedError
 from qwen_edge.quant_types import FILE_TYPE_ALIASES, FILE_TYPES, file_type
 
-# What a checkpoint is made of; other formats in the same repository stay there, and so do its sub-folders.
-_CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
+# What a checkpoint is made of; other formats in the same repository stay there, and so do most of its sub-folders.
+_CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "modules.json", "tokenizer.json",
                      "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
                      "adapter_config.json", "*.jinja", "LICENSE*", "README.md")  # fmt: skip
+_CHECKPOINT_FILES_BELOW = ("*_Pooling/config.json", "additional_chat_templates/*.jinja")
 # Which file to take where none was asked for: what most people run first, then the better ones, then the smaller.
 _PREFERRED = (
     "Q4_K_M",
@@ -122,8 +123,11 @@ def checkpoint_files(listing: Listing) -> tuple[RemoteFile, ...]:
     wanted = [
         file
         for file in listing.files
-        if "/" not in file.name
-        and any(fnmatch.fnmatchcase(file.name, pattern) for pattern in _CHECKPOINT_FILES)
+        if any(
+            fnmatch.fnmatchcase(file.name, pattern)
+            for pattern in (_CHECKPOINT_FILES_BELOW if file.name.count("/") == 1 else _CHECKPOINT_FILES)
+        )
+        and file.name.count("/") <= 1
     ]
     return tuple(sorted(wanted, key=lambda file: (file.size_bytes or 0, file.name)))
 

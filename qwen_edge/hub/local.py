@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.catalog import CatalogModel, ModelName, parse_model_name
@@ -109,6 +110,38 @@ def locate_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:
     raise ModelNotFoundError(
         f"the checkpoint of {title} is not on this machine yet", hint=f"Fetch it with: qwen-edge pull {base}"
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A file or folder of a model on this machine.
+
+    Attributes:
+        path: A GGUF file, or the folder of a checkpoint.
+        type_name: Of a GGUF file, as its name tells it; None where the name does not, and of a checkpoint.
+        is_checkpoint: Whether it is one.
+    """
+
+    path: Path
+    type_name: str | None = None
+    is_checkpoint: bool = False
+
+
+def find_local(model: CatalogModel) -> tuple[LocalModel, ...]:
+    """Return what of a model has been fetched: GGUF files first, then the newest whole checkpoint."""
+    name = ModelName(model=model)
+    files = [
+        LocalModel(path=path, type_name=type_in_name(path.name))
+        for group in _gguf_files(name)
+        for path in group
+        if path.is_file()
+    ]
+    folders = [
+        LocalModel(path=folder, is_checkpoint=True)
+        for folder in _checkpoint_folders(name)
+        if _is_whole(folder)
+    ]
+    return (*files, *folders[:1])
 
 
 def _gguf_files(name: ModelName) -> Iterator[list[Path]]:

@@ -231,7 +231,9 @@ def _pull_listing(
     )
     hooks.on_plan(plan)
     require_free(store.path(files[0]).parent, sum(map(store.missing_bytes, missing)))
-    target = store.path(files[0]).parent if is_checkpoint else store.path(files[0])
+    target = store.path(files[0])
+    if is_checkpoint:
+        target = next(store.path(file).parent for file in files if "/" not in file.name)
     if is_checkpoint and listing.kind != "huggingface":
         manifest_path(target).unlink(missing_ok=True)
     records, was_here = _bring_all(files, store, listing, revision, hooks, patience)

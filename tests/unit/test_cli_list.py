@@ -15,7 +15,7 @@ from qwen_edge import device, paths
 from qwen_edge.catalog import MODELS
 from qwen_edge.cli.list import Row, catalog_table
 from qwen_edge.cli.main import main
-from qwen_edge.local_models import find_local
+from qwen_edge.hub.local import find_local
 from qwen_edge.memory import fits_of
 
 Capture = pytest.CaptureFixture[str]
@@ -61,6 +61,7 @@ def test_the_rest_goes_to_stderr(capsys: Capture) -> None:
     assert notes.splitlines() == [
         "Memory: the cgroup may have 2 GB. Counted at n_ctx 2048.",
         "10 of 24 do not fit: memory is what the smallest type on offer would need. A smaller --n-ctx needs less.",
+        "Run as their authors' GGUF files, not converted here: smollm2-135m, llama-3.2-1b, gemma-3-1b, qwen3-30b-a3b.",
         "Next: qwen-edge pull NAME",
     ]
 
@@ -115,7 +116,7 @@ def test_a_name_that_none_has(capsys: Capture) -> None:
 
 @pytest.mark.usefixtures("memory")
 def test_what_is_here_is_said(capsys: Capture) -> None:
-    file = paths.models_folder() / "qwen3-0.6b-Q4_0.gguf"
+    file = paths.models_folder() / "Qwen--Qwen3-0.6B-GGUF" / "Qwen3-0.6B-Q4_0.gguf"
     file.parent.mkdir(parents=True)
     file.touch()
     assert lines_of(capsys, "qwen3-0.6b")[3].split()[-1] == "Q4_0"

@@ -30,7 +30,7 @@ LAYERS = (
         "gguf_header",
         "logits",
     ),
-    ("catalog", "catalog_rows", "catalog_types", "local_models", "hub", "device", "chat", "native"),
+    ("catalog", "catalog_rows", "catalog_types", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
     ("memory", "prefix_cache", "generation", "model", "session"),

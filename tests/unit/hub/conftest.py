@@ -35,6 +35,9 @@ def hub_folder(tmp_path: Path) -> Path:
             "tokenizer.json": 9000,
             "LICENSE": 300,
             "onnx/model.safetensors": 100,
+            "1_Pooling/config.json": 50,
+            "modules.json": 40,
+            "1_Pooling/deeper/config.json": 30,
         },
     }.items():
         for name, size_bytes in files.items():

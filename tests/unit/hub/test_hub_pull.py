@@ -34,12 +34,14 @@ from qwen_edge.manifest import read_manifest
 REPOSITORY, NAME = "org/tiny-GGUF", "tiny-Q8_0.gguf"
 CHECKPOINT = "Qwen/Qwen3-0.6B"
 WANTED = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
-          "config.json", "tokenizer.json", "LICENSE"}  # fmt: skip
+          "config.json", "tokenizer.json", "LICENSE", "modules.json", "1_Pooling/config.json"}  # fmt: skip
 
 
 def same_as_hub(folder: Path, server: Hub) -> bool:
     files = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name != "manifest.json"
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
     }
     right = server.folder / CHECKPOINT
     return files == WANTED and all(
@@ -83,7 +85,9 @@ def test_the_cache_stays_one_that_huggingface_hub_understands(hub_server: Hub, p
     assert found.warnings == []
     (checkpoint,) = (repository for repository in found.repos if repository.repo_id == CHECKPOINT)
     (revision,) = checkpoint.revisions
-    assert {file.file_name for file in revision.files} == WANTED
+    assert {
+        file.file_path.relative_to(revision.snapshot_path).as_posix() for file in revision.files
+    } == WANTED
     assert revision.refs == {"main"}
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from qwen_edge import paths
 from qwen_edge.catalog import MODELS
-from qwen_edge.local_models import find_local, hugging_face_cache
+from qwen_edge.hub.hf_settings import cache_folder
+from qwen_edge.hub.local import find_local
 
 QWEN3 = MODELS["qwen3-0.6b"]
 
@@ -21,34 +22,10 @@ def put(path: Path, text: str = "x") -> Path:
 
 
 def snapshot(repository: str) -> Path:
-    return hugging_face_cache() / f"models--{repository.replace('/', '--')}" / "snapshots" / "c0ffee"
+    return cache_folder() / f"models--{repository.replace('/', '--')}" / "snapshots" / "c0ffee"
 
 
 def test_nothing_is_here() -> None:
-    assert find_local(QWEN3) == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "type_name"),
-    [
-        ("qwen3-0.6b-Q4_0.gguf", "Q4_0"),
-        ("Qwen3-0.6B.Q8_0.gguf", "Q8_0"),
-        ("sub/folder/qwen3-0.6b-q4_k_m.gguf", "Q4_K_M"),
-        ("qwen3-0.6b.gguf", None),
-    ],
-)
-def test_files_of_this_library(name: str, type_name: str | None) -> None:
-    path = put(paths.models_folder() / name)
-    (found,) = find_local(QWEN3)
-    assert (found.path, found.type_name, found.is_checkpoint) == (path, type_name, False)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["qwen3-0.6b-base-Q4_0.gguf", "my-qwen3-0.6b-Q4_0.gguf", "qwen3-0.6b-Q4_0.gguf.part", "notes.gguf"],
-)
-def test_files_of_others_are_left_alone(name: str) -> None:
-    put(paths.models_folder() / name)
     assert find_local(QWEN3) == ()
 
 
@@ -59,7 +36,7 @@ def test_the_file_from_the_wheels_is_found() -> None:
     assert find_local(MODELS["qwen2.5-0.5b"]) == ()
 
 
-def test_the_hugging_face_cache() -> None:
+def test_the_cache_folder() -> None:
     gguf = put(snapshot("Qwen/Qwen3-0.6B-GGUF") / "Qwen3-0.6B-Q8_0.gguf")
     folder = put(snapshot("Qwen/Qwen3-0.6B") / "config.json").parent
     put(folder / "model.safetensors")
@@ -90,16 +67,3 @@ def test_a_download_that_stopped_between_shards_is_not_here() -> None:
     assert find_local(QWEN3) == ()
     put(folder / "blob")
     assert [found.path for found in find_local(QWEN3)] == [folder]
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", "/a")
-    assert hugging_face_cache() == Path("/a")
-    monkeypatch.delenv("HF_HUB_CACHE")
-    monkeypatch.setenv("HF_HOME", "/b")
-    assert hugging_face_cache() == Path("/b/hub")
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert hugging_face_cache() == Path("/c/huggingface/hub")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert hugging_face_cache() == Path.home() / ".cache/huggingface/hub"
