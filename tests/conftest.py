@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("thorough", max_examples=2000)
+settings.register_profile("thorough", max_examples=2000, deadline=None)
 
 # A shell starts its background jobs with Ctrl-C ignored, and programs hand that on to those they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qwen_edge.cli.options import parse_adapter
+from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
 
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ if TYPE_CHECKING:
     type=click.Choice(["f32", "f16", "bf16"]),
     help="Type of the matrices. bf16 keeps published Qwen weights bit for bit. [default: bf16; of an adapter f32]",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    type=parse_adapter,
-    metavar="DIR[:SCALE]",
-    multiple=True,
-    help="PEFT adapter to merge into CHECKPOINT, its folder; may be given again.",
-)
+@merged_adapter_option("PEFT adapter to merge into CHECKPOINT, its folder; may be given again.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path),

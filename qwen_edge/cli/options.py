@@ -52,6 +52,13 @@ def parse_adapter(value: str) -> AdapterConfig:
     return AdapterConfig(path=Path(path), scale=number)
 
 
+def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds `--adapter DIR[:SCALE]`, PEFT folders, as the parameter `adapters`."""
+    return click.option(
+        "--adapter", "adapters", type=parse_adapter, metavar="DIR[:SCALE]", multiple=True, help=help_text
+    )
+
+
 _OPTIONS = (
     click.option("--thinking", type=click.Choice(["on", "off"]), help="Think first, or answer at once. Default: the model's."),
     click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens, thinking included."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.options import parse_adapter
+from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import format_option, print_json
 
 if TYPE_CHECKING:
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
     required=True,
     help="The checkpoint that FILE was made from: a folder, or the name of a pulled model.",
 )
-@click.option(
-    "--adapter",
-    "adapters",
-    type=parse_adapter,
-    metavar="DIR[:SCALE]",
-    multiple=True,
-    help="PEFT adapter that was merged into FILE, its folder; may be given again.",
-)
+@merged_adapter_option("PEFT adapter that was merged into FILE, its folder; may be given again.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
 @format_option
 def command(
