@@ -76,7 +76,8 @@ class Report:
         """Write the report and return its path."""
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / "report.md"
-        verdict = f"{len(self.problems)} problems" if self.problems else "everything as it should be"
+        count = len(self.problems)
+        verdict = f"{count} problem{'s' if count > 1 else ''}" if count else "everything as it should be"
         path.write_text("\n".join([f"# {title}: {verdict}\n", *self.lines]) + "\n", encoding="utf-8")
         return path
 

@@ -53,9 +53,11 @@ def command(
 
 def summary(report: VerificationReport) -> str:
     """Return the report as lines for people."""
+    from qwen_edge.convert.checkpoint import checkpoint_name
+
     limits = report.limits
     lines = [
-        f"{report.path.name} against {report.checkpoint.name}: {report.tokens} predictions on {report.prompts} prompts, "
+        f"{report.path.name} against {checkpoint_name(report.checkpoint)}: {report.tokens} predictions on {report.prompts} prompts, "
         f"{report.duration_s:.1f} s",
         f"  logit error     max {report.max_logit_error:.3g}, mean {report.mean_logit_error:.3g}",
         f"  same top token  {report.top1_agreement:.2%}  (limit for {report.type or 'this type'}: "

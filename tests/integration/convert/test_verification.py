@@ -240,6 +240,16 @@ def test_an_embedding_model_gives_the_last_state(tmp_path: Path) -> None:
 # The command
 
 
+def test_a_pulled_checkpoint_is_named_by_its_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = tmp_path / "models--Qwen--Tiny" / "snapshots" / ("c0" * 20)
+    shutil.copytree(synthetic.TINY_QWEN3, snapshot)
+    path = tmp_path / "m.gguf"
+    assert main(["convert", str(snapshot), "-o", str(path), "--verify"]) == 0
+    assert "m.gguf against Tiny: " in capsys.readouterr().err
+
+
 def test_the_command_reports_and_judges(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

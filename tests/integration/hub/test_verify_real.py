@@ -73,5 +73,5 @@ def test_a_hub_without_the_file_ends_in_a_report(hub: Hub, tmp_path: Path) -> No
     shutil.rmtree(hub.folder / "Qwen" / "Qwen3-0.6B-GGUF")
     code, report = verify_real(hub, tmp_path / "out")
     assert code == 1
-    assert "1 problems" in report
+    assert "a verified file: 1 problem\n" in report
     assert "Qwen/Qwen3-0.6B-GGUF" in report
