@@ -16,6 +16,8 @@ KVType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
 Switch = Literal["on", "off"]
 
 DEFAULT_N_CTX = 4096
+# Source: LLAMA_MAX_SEQ in llama.cpp, src/llama-cparams.h
+MAX_SESSIONS = 256
 
 _MAX_ADAPTER_SCALE = 1000.0
 
@@ -95,6 +97,8 @@ class LoadConfig:
         kv_type: Type of the KV cache. A quantized one needs flash attention.
         load_mode: "read" copies the weights into memory once. "mmap" shares pages between processes and starts faster,
             but holds weights twice that the CPU kernels repack.
+        n_sessions: How many sessions of one model evaluate together. With more than 1 there is room for this many at a
+            time, each with n_ctx tokens, and decode steps that several threads ask for at once are one native call.
         safe_kernels: True keeps to the plain kernels (no repacking, no AMX); None decides by probing the native
             library once per machine in a child process.
         adapters: GGUF adapters that act on the model, each a path, a (path, scale) or an AdapterConfig; several add up.
@@ -106,6 +110,7 @@ class LoadConfig:
     flash_attention: Switch = "off"
     kv_type: KVType = "f16"
     load_mode: LoadMode = "read"
+    n_sessions: int = 1
     safe_kernels: bool | None = None
     adapters: tuple[AdapterConfig, ...] = ()
 
@@ -113,6 +118,7 @@ class LoadConfig:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))
         _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
         _check_range("n_batch", self.n_batch, 1, 8192)
+        _check_range("n_sessions", self.n_sessions, 1, MAX_SESSIONS)
         if self.n_threads is not None:
             _check_range("n_threads", self.n_threads, 1, 1024)
         _check_choice("flash_attention", self.flash_attention, ("on", "off"))

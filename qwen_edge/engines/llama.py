@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import probe
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
@@ -93,6 +94,7 @@ class LlamaEngine(Engine):
                 warnings.warn(verdict.warning(), probe.NativeFallbackWarning, stacklevel=2)
         self._config = config
         self._n_threads = config.n_threads or device.usable_cores()
+        self._shared: SharedCache | None = None
         self._model = model = NativeModel(
             path, load_mode=config.load_mode, safe_kernels=safe_kernels, adapters=config.adapters
         )
@@ -113,6 +115,7 @@ class LlamaEngine(Engine):
                 "threads": self._n_threads,
                 "n_ctx": config.n_ctx,
                 "n_batch": config.n_batch,
+                "n_sessions": config.n_sessions,
                 "flash_attention": config.flash_attention,
                 "kv_type": config.kv_type,
                 "load_mode": config.load_mode,
@@ -145,7 +148,11 @@ class LlamaEngine(Engine):
 
     def new_context(self) -> Context:
         """See Engine.new_context."""
-        return LlamaContext(self._model, self._config, self._n_threads)
+        if self._config.n_sessions == 1:
+            return LlamaContext(self._model, self._config, self._n_threads)
+        if self._shared is None:
+            self._shared = SharedCache(self._model, self._config, self._n_threads)
+        return self._shared.new_context()
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See Engine.score."""

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,13 @@ def check_is_gguf(path: Path) -> None:
         )
 
 
+class Closable(Protocol):
+    """A context of a model."""
+
+    def close(self) -> None:
+        """Free it, after the call in flight."""
+
+
 class NativeModel:
     """Weights and vocabulary of one GGUF file in memory, and the adapters that act on them."""
 
@@ -96,7 +103,7 @@ class NativeModel:
         self.path = Path(path)
         check_is_gguf(self.path)
         self._api = api = library.api()
-        self._contexts: weakref.WeakSet[NativeContext] = weakref.WeakSet()
+        self._contexts: weakref.WeakSet[Closable] = weakref.WeakSet()
         params = api.llama_model_default_params()
         params.load_mode = _LOAD_MODES[load_mode]
         params.n_gpu_layers = 0
@@ -242,18 +249,12 @@ class NativeContext:
         self._lock = threading.RLock()
         self._logits_for_all = logits_for_all
         n_batch = min(config.n_batch, config.n_ctx)
-        params = api.llama_context_default_params()
+        params = context_params(api, config, n_threads)
         params.n_ctx = config.n_ctx
         params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = 1
-        # The compute buffer is laid out for this many rows of logits. The default, a whole batch, reserves 311 MB of
-        # address space for Qwen's vocabulary; with the layout for a single row prefill takes up to 47% more CPU time.
-        params.n_outputs_max = n_batch if logits_for_all else min(n_batch, _RESERVED_LOGITS_ROWS)
-        params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
-        params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
-        params.offload_kqv = params.op_offload = False
-        params.no_perf = True
+        if logits_for_all:
+            params.n_outputs_max = n_batch
         # The flag's bytes are "" or "\1": see cancel().
         self._cancel_flag = ctypes.create_string_buffer(64)
         params.abort_callback = ctypes.cast(_libc_strlen(), api.ggml_abort_callback)
@@ -389,6 +390,20 @@ def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> Non
     for adapter, _ in adapters:
         api.llama_adapter_lora_free(adapter)
     api.llama_model_free(handle)
+
+
+def context_params(api: Any, config: LoadConfig, n_threads: int) -> Any:
+    """Return llama.cpp's parameters of a context, but for its sizes in tokens and sequences."""
+    params = api.llama_context_default_params()
+    # The compute buffer is laid out for this many rows of logits. The default, a whole batch, reserves 311 MB of
+    # address space for Qwen's vocabulary; with the layout for a single row prefill takes up to 47% more CPU time.
+    params.n_outputs_max = min(config.n_batch, config.n_ctx, _RESERVED_LOGITS_ROWS)
+    params.n_threads = params.n_threads_batch = n_threads
+    params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
+    params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
+    params.offload_kqv = params.op_offload = False
+    params.no_perf = True
+    return params
 
 
 def _free_context(api: Any, handle: Any, batch: Any) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import SamplingConfig
-from qwen_edge.native.handles import NativeContext, NativeModel
+from qwen_edge.native.handles import NativeModel
 
 # Source: include/llama.h, LLAMA_DEFAULT_SEED: draw a seed.
 _RANDOM_SEED = 0xFFFFFFFF
@@ -18,6 +19,19 @@ _RANDOM_SEED = 0xFFFFFFFF
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 # Logits in one group of _superset_of_best: a column, since numpy compares whole rows fastest.
 _GROUP = 64
+
+
+class LogitsOwner(Protocol):
+    """A context as far as sampling goes."""
+
+    _lock: threading.RLock
+
+    @property
+    def handle(self) -> Any:
+        """Raises ClosedError after close()."""
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """Return the logits of the last token: float32 [n_vocab]."""
 
 
 class NativeSampler:
@@ -62,21 +76,21 @@ class NativeSampler:
     def _add(self, sampler: Any) -> None:
         self._api.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: NativeContext) -> int:
+    def sample(self, context: LogitsOwner) -> int:
         """Return the next token, drawn from the logits of the context's last token, and remember it.
 
         Raises:
             ClosedError: The context is closed.
         """
         with context._lock:
-            handle = context.handle
+            assert context.handle, "Bug: handle raises when closed"
             assert self._free.alive, "Bug: sampler used after close"
+            logits = context.last_logits()
             if self._needed is not None:
-                logits = context.last_logits()
                 ids = _superset_of_best(logits, self._needed)
                 if len(ids) >= self._needed:
                     return self._sample_from(ids, logits[ids])
-            return int(self._api.llama_sampler_sample(self._chain, handle, -1))
+            return self._sample_from(np.arange(len(logits)), logits)
 
     def _sample_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
         """Apply the chain to some tokens, in the order of their ids as llama.cpp's own call does."""

@@ -1,0 +1,216 @@
+"""Several conversations evaluated together: who waits for whom, and how a long prompt is kept from stalling others.
+
+::
+
+    session 1 ── append(1 token)  ─┐
+    session 2 ── append(1 token)  ─┼─> Scheduler ──> one native call: 1 + 1 + 64 tokens
+    session 3 ── append(500)      ─┘                 (the rest of the 500 comes in later calls)
+
+There is no thread of its own: whichever session's thread finds nobody at work makes the next call, for all that wait.
+A call takes every waiting decode step, and what is left of its room is shared out among waiting prompts. Reading
+weights is most of a decode step, so that steps taken together cost little more than one.
+
+Source: continuous batching as in Orca (OSDI 2022), prompts in chunks as in Sarathi-Serve (arXiv 2403.02310).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.errors import CancelledError, QwenEdgeError
+from qwen_edge.native.batch import Part
+
+# Prompt tokens that one call takes beside decode steps. Smaller delays others less, larger reads prompts faster.
+_MIXED_PREFILL_TOKENS = 64
+# A session that took part in the last call is waited for this share of that call's time: long enough for it to
+# sample and parse, short enough that one which has stopped costs little.
+_GATHER_SHARE = 0.25
+_GATHER_MOST_S = 0.02
+
+
+class Evaluator(Protocol):
+    """What the scheduler drives: NativeBatchContext, or a stand-in for tests."""
+
+    n_batch: int
+
+    def evaluate(self, parts: Sequence[Part]) -> None:
+        """Evaluate parts of different sequences."""
+
+    def rewind(self, sequence: int, n_tokens: int) -> int:
+        """Forget all but the first n_tokens of a sequence; return how many it has then."""
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Tokens that one sequence waits for.
+
+    Attributes:
+        sequence: Which one.
+        position: Tokens it had before.
+        tokens: What is to be added.
+        logits: Where the last token's logits go, or None.
+        is_cancelled: Asked before each call.
+        n_done: Tokens evaluated so far.
+        error: Why it ended early.
+        is_done: Whether it has ended, in whatever way.
+    """
+
+    sequence: int
+    position: int
+    tokens: Sequence[int]
+    logits: NDArray[np.float32] | None
+    is_cancelled: Callable[[], bool]
+    n_done: int = 0
+    error: QwenEdgeError | None = None
+    is_done: bool = False
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is a single token: somebody waits for the next."""
+        return len(self.tokens) == 1
+
+    def next_part(self, n_tokens: int) -> Part:
+        """Return the next n_tokens as a part."""
+        end = min(self.n_done + n_tokens, len(self.tokens))
+        is_last = end == len(self.tokens)
+        return Part(
+            self.sequence,
+            self.position + self.n_done,
+            self.tokens[self.n_done : end],
+            self.logits if is_last else None,
+        )
+
+
+class Scheduler:
+    """Brings the appends of several threads into common calls."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._condition = threading.Condition()
+        self._waiting: list[Request] = []
+        self._is_driven = False
+        self._expected: set[int] = set()
+        self._last_call_s = 0.0
+        self.n_calls = 0
+
+    def run(self, request: Request) -> None:
+        """Evaluate a request, together with what other threads ask for, and return when it is done.
+
+        Raises:
+            CancelledError: Its is_cancelled() said so; the sequence is as before.
+            QwenEdgeError: The call that it was part of failed; the sequence is as before.
+        """
+        with self._condition:
+            self._waiting.append(request)
+            self._condition.notify_all()
+        try:
+            while self._becomes_driver(request):
+                try:
+                    self._drive()
+                finally:
+                    with self._condition:
+                        self._is_driven = False
+                        self._condition.notify_all()
+        except BaseException:  # Ctrl-C while waiting or driving: nobody will come back for this request
+            with self._condition:
+                self._end(request, None)
+            raise
+        if request.error is not None:
+            raise request.error
+
+    def _becomes_driver(self, request: Request) -> bool:
+        """Wait until a request is done (False), or until there is nobody else to make the next call (True)."""
+        with self._condition:
+            while self._is_driven and not request.is_done:
+                self._condition.wait()
+            if request.is_done:
+                return False
+            self._is_driven = True
+            return True
+
+    def wake(self) -> None:
+        """Look again whether a waiting request was cancelled."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def forget(self, sequence: int) -> None:
+        """Wait no longer for a sequence: its reply has ended."""
+        with self._condition:
+            self._expected.discard(sequence)
+            self._condition.notify_all()
+
+    def _drive(self) -> None:
+        """Make one call for all that wait."""
+        with self._condition:
+            self._gather()
+            self._end_cancelled()
+            parts = self._plan()
+        if not parts:
+            return
+        start_s = time.perf_counter()
+        error: QwenEdgeError | None = None
+        try:
+            self._evaluator.evaluate([part for _, part in parts])
+        except QwenEdgeError as failure:
+            error = failure
+        except BaseException:
+            # Ctrl-C in this thread: whatever came of the call is taken back, and other threads make it again.
+            for _, part in parts:
+                self._evaluator.rewind(part.sequence, part.position)
+            raise
+        with self._condition:
+            self._last_call_s = time.perf_counter() - start_s
+            self.n_calls += 1
+            self._expected = {request.sequence for request, _ in parts if request.is_decode}
+            for request, part in parts:
+                if error is not None:
+                    self._end(request, error)
+                    continue
+                request.n_done += len(part.tokens)
+                if request.n_done == len(request.tokens):
+                    self._end(request, None)
+                    # A prompt that is read is followed by a decode step.
+                    self._expected.add(request.sequence)
+
+    def _gather(self) -> None:
+        """Wait a moment for those that took part in the last call: they come back with their next token."""
+        deadline_s = time.perf_counter() + min(self._last_call_s * _GATHER_SHARE, _GATHER_MOST_S)
+        while self._expected - {request.sequence for request in self._waiting}:
+            left_s = deadline_s - time.perf_counter()
+            if left_s <= 0:
+                return
+            self._condition.wait(left_s)
+
+    def _end_cancelled(self) -> None:
+        for request in [request for request in self._waiting if request.is_cancelled()]:
+            self._end(request, CancelledError("cancelled during evaluation"))
+
+    def _plan(self) -> list[tuple[Request, Part]]:
+        """Return the parts of the next call: all decode steps, then prompts in equal shares."""
+        steps = [request for request in self._waiting if request.is_decode][: self._evaluator.n_batch]
+        prompts = [request for request in self._waiting if not request.is_decode]
+        room = self._evaluator.n_batch - len(steps)
+        if steps:
+            room = min(room, _MIXED_PREFILL_TOKENS)
+        planned = [(request, request.next_part(1)) for request in steps]
+        for index, request in enumerate(prompts[:room]):
+            part = request.next_part(max(1, room // (len(prompts) - index)))
+            room -= len(part.tokens)
+            planned.append((request, part))
+        return planned
+
+    def _end(self, request: Request, error: QwenEdgeError | None) -> None:
+        if error is not None and request.n_done:
+            self._evaluator.rewind(request.sequence, request.position)
+        request.error = error
+        request.is_done = True
+        if request in self._waiting:
+            self._waiting.remove(request)
+        self._condition.notify_all()

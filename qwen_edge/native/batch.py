@@ -1,0 +1,152 @@
+"""One KV cache for several conversations: what belongs to different ones is evaluated in one call."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.config import LoadConfig
+from qwen_edge.errors import ClosedError, NativeError
+from qwen_edge.native import adapters as native_adapters
+from qwen_edge.native import library
+from qwen_edge.native.handles import NativeModel, context_params
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens of one conversation, to be evaluated behind those it has.
+
+    Attributes:
+        sequence: Which conversation.
+        position: Tokens it has already.
+        tokens: What is added.
+        logits: float32 [n_vocab] that receives the logits after the last token; None where nobody asks.
+    """
+
+    sequence: int
+    position: int
+    tokens: Sequence[int]
+    logits: NDArray[np.float32] | None = None
+
+
+class NativeBatchContext:
+    """A context with room for several sequences. One thread at a time; calls wait for the one in flight."""
+
+    def __init__(self, model: NativeModel, config: LoadConfig, n_threads: int, n_sequences: int) -> None:
+        """Allocate a context.
+
+        Args:
+            model: Owner of the weights; must be open.
+            config: n_ctx (of each sequence), n_batch, flash_attention and kv_type are used.
+            n_threads: CPU threads.
+            n_sequences: Conversations that fit in.
+
+        Raises:
+            NativeError: llama.cpp refuses; most often memory.
+        """
+        self.model = model
+        self._api = api = model._api
+        self._lock = threading.RLock()
+        self.n_ctx = config.n_ctx
+        self.n_batch = max(min(config.n_batch, config.n_ctx), n_sequences)
+        self.n_vocab = model.n_vocab
+        params = context_params(api, config, n_threads)
+        # Each sequence has a part of its own: sharing one, every token would look at the tokens of all.
+        params.kv_unified = False
+        params.n_seq_max = n_sequences
+        params.n_ctx = config.n_ctx * n_sequences
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.n_outputs_max = max(params.n_outputs_max, n_sequences)
+        library.clear_log()
+        with library.interrupt_deferred():
+            self._handle = api.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise NativeError(
+                f"llama.cpp cannot make a context of {n_sequences} x {config.n_ctx} tokens: "
+                f"{library.last_errors() or 'no reason given'}",
+                hint="A smaller n_ctx or n_sessions needs less memory.",
+            )
+        self._memory = api.llama_get_memory(self._handle)
+        self._batch = api.llama_batch_init(self.n_batch, 0, 1)
+        shape = (self.n_batch,)
+        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=shape)
+        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape=shape)
+        self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=shape)
+        for i in range(self.n_batch):
+            self._batch.n_seq_id[i] = 1
+        self._free = weakref.finalize(self, _free, api, self._handle, self._batch)
+        model._contexts.add(self)
+        if model._adapters:
+            native_adapters.set_adapters(api, self._handle, model._adapters)
+
+    @property
+    def handle(self) -> Any:
+        """The native pointer.
+
+        Raises:
+            ClosedError: After close().
+        """
+        if not self._free.alive:
+            raise ClosedError("the model's shared context is closed")
+        return self._handle
+
+    def evaluate(self, parts: Sequence[Part]) -> None:
+        """Evaluate parts of different sequences in one native call.
+
+        Raises:
+            NativeError: llama.cpp failed; the caches are as before.
+            ClosedError: After close().
+        """
+        count = sum(len(part.tokens) for part in parts)
+        assert 0 < count <= self.n_batch, f"Bug: {count} tokens for a batch of {self.n_batch}"
+        with self._lock:
+            handle = self.handle
+            end = 0
+            rows: list[tuple[int, NDArray[np.float32]]] = []
+            self._wants_logits[:count] = 0
+            for part in parts:
+                start, end = end, end + len(part.tokens)
+                self._tokens[start:end] = part.tokens
+                self._positions[start:end] = np.arange(part.position, part.position + end - start)
+                for i in range(start, end):
+                    self._batch.seq_id[i][0] = part.sequence
+                if part.logits is not None:
+                    self._wants_logits[end - 1] = 1
+                    rows.append((end - 1, part.logits))
+            self._batch.n_tokens = count
+            code = self._api.llama_decode(handle, self._batch)
+            if code != 0:
+                for part in parts:
+                    self._api.llama_memory_seq_rm(self._memory, part.sequence, part.position, -1)
+                raise NativeError(
+                    f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
+                )
+            for index, out in rows:
+                pointer = self._api.llama_get_logits_ith(handle, index)
+                out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
+
+    def rewind(self, sequence: int, n_tokens: int) -> int:
+        """Forget all but the first n_tokens of a sequence; return how many it has then."""
+        with self._lock:
+            assert self.handle, "Bug: handle raises when closed"
+            if self._api.llama_memory_seq_rm(self._memory, sequence, n_tokens, -1):
+                return n_tokens
+            # Recurrent and sliding-window memories cannot be cut: start over.
+            self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            return 0
+
+    def close(self) -> None:
+        """Free the context, after the call in flight has returned."""
+        with self._lock:
+            self._free()
+
+
+def _free(api: Any, handle: Any, batch: Any) -> None:
+    api.llama_batch_free(batch)
+    api.llama_free(handle)
