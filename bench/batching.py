@@ -73,7 +73,7 @@ def token_gaps(model: Model, prompts: Sequence[list[int]], long_prompt: list[int
                 pass
         reading.clear()
 
-    _run_all([*(lambda s=s, p=p: talk(s, p) for s, p in zip(talkers, prompts, strict=True)), read])  # type: ignore[misc]
+    _run_all([*(lambda s=s, p=p: talk(s, p) for s, p in zip(talkers, prompts, strict=True)), read])
     for session in [*talkers, reader]:
         session.close()
     return gaps
@@ -116,7 +116,8 @@ def _run_all(works: Sequence[Callable[[], None]]) -> None:
 
 def _random_tokens(model: Model, count: int, seed: int) -> list[int]:
     # Ordinary tokens: the first ones of every vocabulary are bytes and short words.
-    return np.random.default_rng(seed).integers(0, min(1000, model.info.n_vocab), count).tolist()
+    tokens = np.random.default_rng(seed).integers(0, min(1000, model.info.n_vocab), count)
+    return [int(token) for token in tokens]
 
 
 @click.command()
