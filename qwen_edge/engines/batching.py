@@ -6,8 +6,9 @@
     session 2 ── append(1 token)  ─┼─> Scheduler ──> one native call: 1 + 1 + 64 tokens
     session 3 ── append(500)      ─┘                 (the rest of the 500 comes in later calls)
 
-There is no thread of its own: whichever session's thread finds nobody at work makes the next call, for all that wait.
-A call takes every waiting decode step, and what is left of its room is shared out among waiting prompts. Reading
+All calls are made by one thread of the scheduler's own: the native library's OpenMP keeps a team of workers for each
+thread that ever called it, and lets none of them spin while it waits once there are more teams than cores; a decode step
+then takes twice as long. A call takes every waiting decode step, and what is left of its room is shared out among waiting prompts. Reading
 weights is most of a decode step, so that steps taken together cost little more than one.
 
 Source: continuous batching as in Orca (OSDI 2022), prompts in chunks as in Sarathi-Serve (arXiv 2403.02310).
@@ -33,6 +34,8 @@ _MIXED_PREFILL_TOKENS = 64
 # sample and parse, short enough that one which has stopped costs little.
 _GATHER_SHARE = 0.25
 _GATHER_MOST_S = 0.02
+# The thread ends when nobody has asked for so long, so that a model that is not in use can be collected.
+_IDLE_S = 2.0
 
 
 class Evaluator(Protocol):
@@ -68,7 +71,7 @@ class Request:
     logits: NDArray[np.float32] | None
     is_cancelled: Callable[[], bool]
     n_done: int = 0
-    error: QwenEdgeError | None = None
+    error: Exception | None = None
     is_done: bool = False
 
     @property
@@ -95,7 +98,7 @@ class Scheduler:
         self._evaluator = evaluator
         self._condition = threading.Condition()
         self._waiting: list[Request] = []
-        self._is_driven = False
+        self._thread: threading.Thread | None = None
         self._expected: set[int] = set()
         self._last_call_s = 0.0
         self.n_calls = 0
@@ -109,31 +112,37 @@ class Scheduler:
         """
         with self._condition:
             self._waiting.append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="qwen-edge batching", daemon=True)
+                self._thread.start()
             self._condition.notify_all()
-        try:
-            while self._becomes_driver(request):
-                try:
-                    self._drive()
-                finally:
-                    with self._condition:
-                        self._is_driven = False
-                        self._condition.notify_all()
-        except BaseException:  # Ctrl-C while waiting or driving: nobody will come back for this request
-            with self._condition:
+            try:
+                while not request.is_done:
+                    self._condition.wait()
+            except BaseException:  # Ctrl-C: nobody will come back for this request
                 self._end(request, None)
-            raise
+                raise
         if request.error is not None:
             raise request.error
 
-    def _becomes_driver(self, request: Request) -> bool:
-        """Wait until a request is done (False), or until there is nobody else to make the next call (True)."""
+    def _work(self) -> None:
+        """Make calls for as long as somebody asks."""
+        while self._has_work():
+            try:
+                self._drive()
+            except Exception as bug:  # a waiting thread must not wait for ever, whatever happens here
+                with self._condition:
+                    for request in list(self._waiting):
+                        self._end(request, bug)
+
+    def _has_work(self) -> bool:
+        """Wait until somebody asks; False when nobody did for _IDLE_S, and this thread is to end."""
         with self._condition:
-            while self._is_driven and not request.is_done:
-                self._condition.wait()
-            if request.is_done:
-                return False
-            self._is_driven = True
-            return True
+            if not self._waiting:
+                self._condition.wait(_IDLE_S)
+            if not self._waiting:
+                self._thread = None
+            return bool(self._waiting)
 
     def wake(self) -> None:
         """Look again whether a waiting request was cancelled."""
@@ -160,11 +169,6 @@ class Scheduler:
             self._evaluator.evaluate([part for _, part in parts])
         except QwenEdgeError as failure:
             error = failure
-        except BaseException:
-            # Ctrl-C in this thread: whatever came of the call is taken back, and other threads make it again.
-            for _, part in parts:
-                self._evaluator.rewind(part.sequence, part.position)
-            raise
         with self._condition:
             self._last_call_s = time.perf_counter() - start_s
             self.n_calls += 1
@@ -206,7 +210,7 @@ class Scheduler:
             planned.append((request, part))
         return planned
 
-    def _end(self, request: Request, error: QwenEdgeError | None) -> None:
+    def _end(self, request: Request, error: Exception | None) -> None:
         if error is not None and request.n_done:
             self._evaluator.rewind(request.sequence, request.position)
         request.error = error

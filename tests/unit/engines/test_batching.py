@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_edge.engines import batching
 from qwen_edge.engines.batching import Request, Scheduler
 from qwen_edge.errors import CancelledError, NativeError
 from qwen_edge.native.batch import Part
@@ -146,19 +147,25 @@ def test_a_failed_call_fails_those_in_it_and_nobody_else() -> None:
     assert books.sequences[0] == expected(20, 2)
 
 
-def test_an_interrupted_thread_does_not_take_others_with_it() -> None:
-    interrupted = threading.Event()
-
-    def interrupt() -> None:
-        if not interrupted.is_set() and len(books.calls) > 3:
-            interrupted.set()
-            raise KeyboardInterrupt
-
-    books = Books(call_s=0.002, before=interrupt)
+def test_an_interrupted_thread_does_not_take_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    books = Books(call_s=0.002)
     scheduler = Scheduler(books)
+    real_wait = scheduler._condition.wait
+    victim: list[threading.Thread] = []
+
+    def wait(timeout: float | None = None) -> bool:
+        woken = real_wait(timeout)
+        if threading.current_thread() in victim and len(books.calls) > 5:
+            victim.clear()
+            raise KeyboardInterrupt
+        return woken
+
+    monkeypatch.setattr(scheduler._condition, "wait", wait)
     outcomes: list[str] = []
 
     def talk(sequence: int) -> None:
+        if sequence == 1:
+            victim.append(threading.current_thread())
         try:
             conversation(scheduler, sequence, 5, 20)
             outcomes.append("done")
@@ -167,6 +174,27 @@ def test_an_interrupted_thread_does_not_take_others_with_it() -> None:
 
     in_threads(*(lambda i=i: talk(i) for i in range(3)))  # type: ignore[misc]
     assert sorted(outcomes) == ["done", "done", "interrupted"]
+    assert not scheduler._waiting
+
+
+def test_a_bug_below_reaches_those_who_wait() -> None:
+    def break_down() -> None:
+        raise ZeroDivisionError("not one of our errors")
+
+    scheduler = Scheduler(Books(before=break_down))
+    with pytest.raises(ZeroDivisionError):
+        scheduler.run(request(0, [1, 2]))
+
+
+def test_the_thread_ends_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_IDLE_S", 0.01)
+    scheduler = Scheduler(Books())
+    for round_ in range(3):
+        conversation(scheduler, round_, 3, 2)
+        thread = scheduler._thread
+        assert thread is not None
+        thread.join(5)
+        assert scheduler._thread is None
 
 
 def test_a_session_that_has_ended_is_not_waited_for() -> None:
