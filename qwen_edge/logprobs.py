@@ -46,10 +46,10 @@ def token_logprob(
     def told(index: int, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         return TokenLogprob(index, token_bytes(index), float(shifted[index] - log_sum), top)
 
-    return told(token, tuple(told(int(index)) for index in _best(shifted, alternatives)))
+    return told(token, tuple(told(int(index)) for index in _best(logits, alternatives)))
 
 
-def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+def _best(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the indices of the largest values, the largest first; of equal ones the lower index first."""
     count = min(count, len(values))
     if count == 0:
