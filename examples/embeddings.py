@@ -18,10 +18,8 @@ TEXTS = [
 
 def main(path: str, question: str, texts: list[str]) -> None:
     with qwen_edge.load(path) as model:
-        # The first 256 dimensions nearly do for most purposes, and take a fraction of the room.
-        dimensions = min(256, model.info.pooling.size if model.info.pooling else 256)
-        documents = model.embed(texts, dimensions=dimensions)
-        (query,) = model.embed(question, is_query=True, dimensions=dimensions)
+        documents = model.embed(texts)
+        (query,) = model.embed(question, is_query=True)
     scores = documents @ query  # cosines: each vector has length 1
     for index in (-scores).argsort()[:3]:
         print(f"{scores[index]:6.3f}  {texts[index]}")

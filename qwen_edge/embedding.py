@@ -74,7 +74,8 @@ def rerank(
         raise UnsupportedError(
             "this reranker's prompt has no place for an instruction", hint="Leave instruction out."
         )
-    (query,) = _checked_texts("query", [query])
+    if not isinstance(query, str):
+        raise ConfigError(f"query must be text (not {type(query).__name__})")
     values = {"query": query, "instruction": DEFAULT_INSTRUCTION if instruction is None else instruction}
     sequences = [
         _rerank_tokens(engine, template, values | {"document": document})

@@ -65,9 +65,8 @@ class Model:
 
         Raises:
             NativeError: No memory for the KV cache.
-            UnsupportedError: Tools, and the template has no place for them; or a model that does not chat.
+            UnsupportedError: Tools, and the template has no place for them.
         """
-        embedding.check_chats(self.engine)
         session = Session(self.engine, self._template, system=system, tools=tools, on_close=self._forget)
         with self._lock:
             self._sessions.add(session)

@@ -12,6 +12,7 @@ from qwen_edge.async_session import AsyncReplyStream
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.config import SamplingConfig, Switch
+from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
 from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
@@ -104,7 +105,8 @@ class Session:
 
         Raises:
             ContextOverflowError: History and turn do not fit; the history is as before. (At the first chunk.)
-            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does.
+            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does; or an
+                embedding model or reranker, which does not chat.
             ConfigError: max_tokens below 1, a message or a setting that is none, or another reply is still being
                 streamed.
             ClosedError: After close().
@@ -114,6 +116,7 @@ class Session:
         if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
             raise ConfigError(f"timeout_s must be above 0 (not {timeout_s!r})")
         check_alternatives(logprobs)
+        check_chats(self._engine)
         enable_thinking = self._thinking_switch(thinking)
         sampling = sampling or self.recommended_sampling(thinking)
         self._idle_cache()

@@ -170,11 +170,11 @@ def test_each_model_says_what_it_is_for(tiny_model: Model, embedder: Model, rera
         with pytest.raises(UnsupportedError, match="does not rerank: it is a model that chats"):
             tiny_model.rerank("a", ["b"])
         with pytest.raises(UnsupportedError, match=r"does not chat: it is an embedding model\n.*embed"):
-            embedder.session()
+            embedder.session().send("Hi")
         with pytest.raises(UnsupportedError, match="does not rerank: it is an embedding model"):
             embedder.rerank("a", ["b"])
         with pytest.raises(UnsupportedError, match=r"does not chat: it is a reranker\n.*rerank"):
-            reranker.session()
+            reranker.session().send("Hi")
         with pytest.raises(UnsupportedError, match="makes no embeddings: it is a reranker"):
             reranker.embed(["a"])
 
