@@ -193,7 +193,7 @@ def verify_file(
         pooled_error = None
         if pooling != _POOLING_NONE:
             expected = _pool(states, pooling, opened, reference)
-            found = [engine.pooled(tokens) for tokens in sequences]
+            found = list(engine.pooled(sequences))
             if pooling != _POOLING_RANK:
                 found = [vector / np.linalg.norm(vector) for vector in found]
             pooled_error = max(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwen_edge.types import GenerationStats as GenerationStats
     from qwen_edge.types import Message as Message
     from qwen_edge.types import Reply as Reply
+    from qwen_edge.types import TokenLogprob as TokenLogprob
     from qwen_edge.types import ToolCall as ToolCall
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ _HOME_OF = {
     "Reply": "types",
     "SamplingConfig": "config",
     "Session": "session",
+    "TokenLogprob": "types",
     "ToolCall": "types",
     "load": "model",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "Reply",
     "SamplingConfig",
     "Session",
+    "TokenLogprob",
     "ToolCall",
     "load",
 ]

@@ -8,11 +8,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from qwen_edge import device
+from qwen_edge.cancellation import Cancellation
 from qwen_edge.chat.parser import ReplyParser
 from qwen_edge.config import SamplingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
-from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply
+from qwen_edge.logprobs import token_logprob
+from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class GenerationRequest:
         starts_thinking: The prompt ends inside a thought.
         tool_names: Tools on offer, for calls that come without their tags.
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
+        logprobs: Most likely alternatives to tell with each token; None tells no log-probabilities.
     """
 
     tokens: Sequence[int]
@@ -34,6 +37,7 @@ class GenerationRequest:
     starts_thinking: bool = False
     tool_names: tuple[str, ...] = ()
     ignore_end: bool = False
+    logprobs: int | None = None
 
 
 class TokenCache:
@@ -114,9 +118,18 @@ class Meter:
 
 
 class Outcome:
-    """Where generate() leaves the reply; None until it has ended, in whatever way."""
+    """Where generate() leaves the reply, and how to end it.
 
-    reply: Reply | None = None
+    Attributes:
+        reply: None until it has ended, in whatever way.
+        logprobs: Of the tokens so far, where the request asks for them.
+        cancellation: Ends the reply from outside.
+    """
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+        self.logprobs: list[TokenLogprob] = []
+        self.cancellation = Cancellation()
 
 
 def generate(
@@ -146,8 +159,12 @@ def generate(
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)
         while True:
+            # Before sampling, which may change them.
+            logits = context.logits() if request.logprobs is not None else None
             token = context.sample()
             meter.count_token(thinking=parser.state == "thinking")
+            if logits is not None and request.logprobs is not None:
+                outcome.logprobs.append(token_logprob(logits, token, request.logprobs, engine.token_bytes))
             if engine.is_end(token) and not request.ignore_end:
                 finish = "stop"
                 break
@@ -164,7 +181,14 @@ def generate(
         pass  # asked for: the reply ends here, and says so
     finally:
         parser.finish()
-        outcome.reply = Reply(parser.text, parser.thinking, parser.tool_calls, finish, meter.stats())
+        outcome.reply = Reply(
+            parser.text,
+            parser.thinking,
+            parser.tool_calls,
+            finish,
+            meter.stats(),
+            tuple(outcome.logprobs) if request.logprobs is not None else None,
+        )
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qwen_edge import hub
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge import embedding, hub
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
@@ -19,7 +23,7 @@ from qwen_edge.session import Session
 
 
 class Model:
-    """Weights in memory, shared by any number of sessions.
+    """Weights in memory, shared by any number of sessions, also in several threads.
 
     close() closes the sessions first, waits for a call in flight, and may be called any number of times.
     """
@@ -29,6 +33,7 @@ class Model:
         self._engine: Engine | None = engine
         self._template = ChatTemplate(engine.info.chat_template, engine.info.special_texts)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of the set: threads may begin and close sessions at once
 
     @property
     def engine(self) -> Engine:
@@ -62,15 +67,80 @@ class Model:
             NativeError: No memory for the KV cache.
             UnsupportedError: Tools, and the template has no place for them.
         """
-        session = Session(
-            self.engine, self._template, system=system, tools=tools, on_close=self._sessions.discard
-        )
-        self._sessions.add(session)
+        session = Session(self.engine, self._template, system=system, tools=tools, on_close=self._forget)
+        with self._lock:
+            self._sessions.add(session)
         return session
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        is_query: bool = False,
+        dimensions: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Return a vector for each text: texts of like meaning have a large scalar product.
+
+        Args:
+            texts: One text or several; an empty list is fine.
+            instruction: What the texts are compared for, one sentence in English: "Given a question, find the
+                recipe that answers it". It makes queries of them.
+            is_query: They are searched for, not searched in; without an instruction that of a web search is taken.
+            dimensions: Keep this many of the model's; the first ones say most (Matryoshka).
+
+        Returns:
+            float32 [n_texts, dimensions], each row of length 1.
+
+        Raises:
+            UnsupportedError: It is no embedding model.
+            ContextOverflowError: A text is longer than n_ctx; none is cut.
+            ConfigError: dimensions out of range, or what is no text.
+
+        Example::
+
+            documents = model.embed(["Athens is the capital of Greece.", "Bread is baked."])
+            query = model.embed("Which city governs Greece?", is_query=True)
+            scores = (query @ documents.T)[0]
+        """
+        return embedding.embed(
+            self.engine, texts, instruction=instruction, is_query=is_query, dimensions=dimensions
+        )
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[tuple[int, float]]:
+        """Return documents by how well they answer a query, with a reranker.
+
+        Args:
+            query: What is asked.
+            documents: Texts that may answer it.
+            instruction: What counts as an answer, one sentence in English; None is the template's (a web search).
+
+        Returns:
+            (index in documents, probability of "yes" from 0 to 1), the best first.
+
+        Raises:
+            UnsupportedError: It is no reranker, or has no place for an instruction.
+            ContextOverflowError: A document is longer than n_ctx; none is cut.
+            ConfigError: What is no text.
+
+        Example::
+
+            for index, score in model.rerank("Which city governs Greece?", documents):
+                print(f"{score:.3f}", documents[index])
+        """
+        return embedding.rerank(self.engine, query, documents, instruction=instruction)
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.discard(session)
 
     def close(self) -> None:
         """Close the sessions and free the weights."""
-        for session in list(self._sessions):
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
             session.close()
         engine, self._engine = self._engine, None
         if engine is not None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from qwen_edge.async_session import AsyncReplyStream
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.config import SamplingConfig, Switch
+from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
 from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
-from qwen_edge.types import Chunk, Message, Reply
+from qwen_edge.logprobs import check_alternatives
+from qwen_edge.openai_format import MessageLike, as_messages
+from qwen_edge.types import Chunk, Message, Reply, TokenLogprob
 
-Turn = str | Message | Sequence[Message]
+Turn = str | MessageLike | Sequence[MessageLike]
 
 
 class Session:
@@ -55,9 +60,18 @@ class Session:
         thinking: Switch | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
+        timeout_s: float | None = None,
+        logprobs: int | None = None,
     ) -> Reply:
         """Say something and wait for the whole answer. Arguments and errors as in stream()."""
-        stream = self.stream(turn, thinking=thinking, max_tokens=max_tokens, sampling=sampling)
+        stream = self.stream(
+            turn,
+            thinking=thinking,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            timeout_s=timeout_s,
+            logprobs=logprobs,
+        )
         for _ in stream:
             pass
         return stream.reply
@@ -69,32 +83,95 @@ class Session:
         thinking: Switch | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
+        timeout_s: float | None = None,
+        logprobs: int | None = None,
     ) -> ReplyStream:
         """Say something and get the answer piece by piece.
 
         Args:
-            turn: What the user says, or messages (tool results, say) to add to the history.
+            turn: What the user says, or messages (tool results, say) to add to the history; messages may be
+                dictionaries in OpenAI's form: [{"role": "user", "content": "Hi"}].
             thinking: "on" or "off"; None is the model's own default.
             max_tokens: Most tokens to generate, thinking included; None goes on to the end of the context.
             sampling: How tokens are chosen; None takes what Qwen recommends for the model and mode.
+            timeout_s: End the reply after this many seconds, counted from the moment its first chunk is asked for,
+                with the finish_reason "cancelled". It stops the reading of a long prompt too: the reply is empty
+                then, and the turn is taken back.
+            logprobs: Tell each token's log-probability (`reply.logprobs`) and this many most likely alternatives, 0
+                to 100; None tells none, and costs nothing.
 
         Returns:
             An iterator of chunks. When it is exhausted, `.reply` has the whole answer with its stats.
 
         Raises:
             ContextOverflowError: History and turn do not fit; the history is as before. (At the first chunk.)
-            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does.
-            ConfigError: max_tokens below 1, or another reply is still being streamed.
+            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does; or an
+                embedding model or reranker, which does not chat.
+            ConfigError: max_tokens below 1, a message or a setting that is none, or another reply is still being
+                streamed.
             ClosedError: After close().
         """
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
+        if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
+            raise ConfigError(f"timeout_s must be above 0 (not {timeout_s!r})")
+        check_alternatives(logprobs)
+        check_chats(self._engine)
         enable_thinking = self._thinking_switch(thinking)
         sampling = sampling or self.recommended_sampling(thinking)
         self._idle_cache()
         outcome = Outcome()
         return ReplyStream(
-            self._turn(_as_messages(turn), enable_thinking, max_tokens, sampling, outcome), outcome
+            self._turn(
+                as_messages(turn), enable_thinking, max_tokens, sampling, timeout_s, logprobs, outcome
+            ),
+            outcome,
+        )
+
+    async def asend(
+        self,
+        turn: Turn,
+        *,
+        thinking: Switch | None = None,
+        max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        timeout_s: float | None = None,
+        logprobs: int | None = None,
+    ) -> Reply:
+        """send() for asyncio: `reply = await session.asend("Hi")`.
+
+        Cancelling the task, or `asyncio.timeout`, stops the native call; the session stays usable, and what had been
+        generated is in the history. See async_session.py.
+        """
+        return await self.astream(
+            turn,
+            thinking=thinking,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            timeout_s=timeout_s,
+            logprobs=logprobs,
+        ).finish()
+
+    def astream(
+        self,
+        turn: Turn,
+        *,
+        thinking: Switch | None = None,
+        max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        timeout_s: float | None = None,
+        logprobs: int | None = None,
+    ) -> AsyncReplyStream:
+        """stream() for asyncio: `async for chunk in session.astream("Hi")`. See asend()."""
+        return AsyncReplyStream(
+            self.stream(
+                turn,
+                thinking=thinking,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                timeout_s=timeout_s,
+                logprobs=logprobs,
+            )
         )
 
     def stream_tokens(
@@ -128,11 +205,13 @@ class Session:
         enable_thinking: bool | None,
         max_tokens: int | None,
         sampling: SamplingConfig,
+        timeout_s: float | None,
+        logprobs: int | None,
         outcome: Outcome,
     ) -> Generator[Chunk, None, None]:
         """Add a turn to the history and generate its reply; without a token generated the turn is taken back."""
         meter = Meter()
-        with self._generating() as cache:
+        with self._generating(outcome, timeout_s) as cache:
             history_length = len(self.messages)
             self.messages += added
             try:
@@ -145,6 +224,7 @@ class Session:
                     max_tokens=max_tokens,
                     starts_thinking=opens_thought(prompt),
                     tool_names=tuple(tool["function"]["name"] for tool in self.tools),
+                    logprobs=logprobs,
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
             finally:
@@ -155,7 +235,7 @@ class Session:
 
     def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
         meter = Meter()
-        with self._generating() as cache:
+        with self._generating(outcome) as cache:
             yield from generate(self._engine, cache, request, meter, outcome)
 
     def _idle_cache(self) -> TokenCache:
@@ -174,13 +254,13 @@ class Session:
         return self._cache
 
     @contextlib.contextmanager
-    def _generating(self) -> Iterator[TokenCache]:
+    def _generating(self, outcome: Outcome, timeout_s: float | None = None) -> Iterator[TokenCache]:
         """Hold the session for one reply."""
         cache = self._idle_cache()
         self._streaming = True
         try:
-            cache.context.clear_cancel()
-            yield cache
+            with outcome.cancellation.watching(cache.context, timeout_s):
+                yield cache
         finally:
             self._streaming = False
 
@@ -249,6 +329,10 @@ class ReplyStream:
     def __next__(self) -> Chunk:
         return next(self._chunks)
 
+    def cancel(self) -> None:
+        """End the reply within a token, also while its prompt is read. Callable from any thread."""
+        self._outcome.cancellation.cancel()
+
     def close(self) -> None:
         """End the reply here."""
         self._chunks.close()
@@ -264,13 +348,10 @@ class ReplyStream:
             raise ConfigError("the reply is not complete", hint="Read the stream to its end first.")
         return self._outcome.reply
 
-
-def _as_messages(turn: Turn) -> list[Message]:
-    if isinstance(turn, str):
-        return [Message("user", turn)]
-    if isinstance(turn, Message):
-        return [turn]
-    return list(turn)
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of the tokens so far; () unless asked for."""
+        return tuple(self._outcome.logprobs)
 
 
 def _as_openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,13 @@ class ToolCall:
     Attributes:
         name: Name of the tool, as the model wrote it.
         arguments: Arguments by name, parsed from JSON.
+        id: What a tool's result refers to in OpenAI's dictionaries; "" where nobody gave one. Two calls with
+            different ids are equal otherwise.
     """
 
     name: str
     arguments: dict[str, Any]
+    id: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the call as a JSON-ready dict."""
@@ -37,12 +40,14 @@ class Message:
         content: What is said; for an assistant the answer without its thinking.
         thinking: The assistant's reasoning, "" when there was none.
         tool_calls: Calls that the assistant asked for.
+        tool_call_id: Of a tool's result, the call that it answers; "" where nobody said so.
     """
 
     role: Role
     content: str
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = field(default="", compare=False)
 
     def to_template(self) -> dict[str, Any]:
         """Return the dict that chat templates expect (Hugging Face's message format)."""
@@ -83,6 +88,33 @@ class Chunk:
     kind: ChunkKind
     text: str = ""
     tool_call: ToolCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and how likely the model thought it, before penalties, temperature and cuts.
+
+    Attributes:
+        token: Its id.
+        data: Its bytes, which may end inside a character; b"" for control tokens.
+        logprob: Natural logarithm of its probability.
+        top: The most likely tokens in its place, the likeliest first; as many as were asked for.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; what is no whole character shows as U+FFFD."""
+        return self.data.decode("utf-8", "replace")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as an entry of OpenAI's logprobs, JSON-ready."""
+        entry: dict[str, Any] = {"token": self.text, "bytes": list(self.data), "logprob": self.logprob}
+        return entry | ({"top_logprobs": [each.to_dict() for each in self.top]} if self.top else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +177,7 @@ class Reply:
         tool_calls: Calls that the model asks for, in order.
         finish_reason: "stop" (the model ended), "length" (max_tokens or the context), "tool_calls" or "cancelled".
         stats: What it cost.
+        logprobs: One entry for each generated token, thinking and end token included; None unless asked for.
     """
 
     text: str
@@ -152,6 +185,7 @@ class Reply:
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason
     stats: GenerationStats = field(repr=False)
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
 
     @property
     def message(self) -> Message:
@@ -167,3 +201,18 @@ class Reply:
             "finish_reason": self.finish_reason,
             "stats": self.stats.to_dict(),
         }
+
+    def to_openai(self, *, model: str = "") -> dict[str, Any]:
+        """Return the reply as OpenAI's chat.completion, JSON-ready; see qwen_edge.openai_format.
+
+        Args:
+            model: Name to state, `model.info.name` say.
+
+        Example::
+
+            reply = session.send([{"role": "user", "content": "Hi"}])
+            print(reply.to_openai(model="qwen3-0.6b")["choices"][0]["message"]["content"])
+        """
+        from qwen_edge.openai_format import completion
+
+        return completion(self, model=model)

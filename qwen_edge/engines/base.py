@@ -14,12 +14,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import SamplingConfig
+from qwen_edge.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolingInfo:
+    """What a model makes of a whole text, where that is its trade.
+
+    Attributes:
+        kind: "mean", "cls" or "last" for an embedding, taken from all, the first or the last token; "rank" for a
+            reranker's probabilities, the wanted class first.
+        size: Length of the result.
+        end_token: Wanted behind each text; None for none.
+        rerank_template: A reranker's prompt with {query} and {document}; "" for none.
+    """
+
+    kind: Literal["mean", "cls", "last", "rank"]
+    size: int
+    end_token: int | None = None
+    rerank_template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +57,7 @@ class ModelInfo:
         n_ctx_train: Context the model was trained for, in tokens.
         weights_bytes: Bytes of all tensors.
         settings: What the engine runs with: threads, n_ctx, flash_attention and so on, JSON-ready.
+        pooling: Of an embedding model or a reranker; None for a model that chats.
     """
 
     path: Path | None
@@ -51,6 +71,7 @@ class ModelInfo:
     n_ctx_train: int
     weights_bytes: int
     settings: dict[str, Any]
+    pooling: PoolingInfo | None = None
 
 
 class Context(ABC):
@@ -90,6 +111,13 @@ class Context(ABC):
     @abstractmethod
     def sample(self) -> int:
         """Return the next token, drawn from the logits of the last appended token."""
+
+    @abstractmethod
+    def logits(self) -> NDArray[np.float32]:
+        """Return a copy of the last appended token's logits, as the model computed them: float32 [n_vocab].
+
+        To be called before sample(), which may change them.
+        """
 
     @abstractmethod
     def cancel(self) -> None:
@@ -144,6 +172,21 @@ class Engine(ABC):
         Raises:
             ContextOverflowError: More tokens than n_ctx.
         """
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Return what a model with pooling makes of whole texts, each on its own.
+
+        Args:
+            texts: Tokens of each, at least one, with the end token where the model wants one.
+
+        Returns:
+            float32 [len(texts), info.pooling.size]: embeddings as they come, not normalised, or probabilities.
+
+        Raises:
+            UnsupportedError: The model has no pooling.
+            ContextOverflowError: A text has more tokens than n_ctx.
+        """
+        raise UnsupportedError(f"the engine {self.info.engine!r} has no embedding models and no rerankers")
 
     @abstractmethod
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
 from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError
 
 MARKERS = (
@@ -99,6 +99,11 @@ class FakeContext(Context):
             self._planned = [*self._engine.tokenize(self._engine.script(prompt)), self._engine.end_token]
         return self._planned.pop(0) if self._planned else self._engine.end_token
 
+    def logits(self) -> NDArray[np.float32]:
+        """See Context.logits: as in score()."""
+        row: NDArray[np.float32] = self._engine.score(self._tokens[-1:])[0]
+        return row
+
     def cancel(self) -> None:
         """See Context.cancel."""
         self._cancelled = True
@@ -122,6 +127,7 @@ class FakeEngine(Engine):
         config: LoadConfig | None = None,
         chat_template: str = TEMPLATE,
         on_append: Callable[[Sequence[int]], Any] = lambda tokens: None,
+        pooling: PoolingInfo | None = None,
     ) -> None:
         """Make one.
 
@@ -130,6 +136,7 @@ class FakeEngine(Engine):
             config: n_ctx and n_batch are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.
+            pooling: Makes it an embedding model or a reranker, see pooled().
         """
         self.script: Script = (lambda _: script) if isinstance(script, str) else script
         self.config = config or LoadConfig()
@@ -148,6 +155,7 @@ class FakeEngine(Engine):
             n_ctx_train=self.config.n_ctx,
             weights_bytes=0,
             settings={"n_ctx": self.config.n_ctx},
+            pooling=pooling,
         )
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
@@ -191,6 +199,17 @@ class FakeEngine(Engine):
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See Engine.score: every token is equally likely."""
         return np.zeros((len(tokens), self.info.n_vocab), dtype=np.float32)
+
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """See Engine.pooled: how often each of the first tokens of the vocabulary occurs, over the number of tokens."""
+        if self.info.pooling is None:
+            return super().pooled(texts)
+        for tokens in texts:
+            if len(tokens) > self.config.n_ctx:
+                raise ContextOverflowError(f"{len(tokens)} tokens do not fit in {self.config.n_ctx}")
+        size = self.info.pooling.size
+        shares = [np.bincount(tokens, minlength=size)[:size] / len(tokens) for tokens in texts]
+        return np.array(shares, dtype=np.float32).reshape(len(texts), size)
 
     def close(self) -> None:
         """See Engine.close."""

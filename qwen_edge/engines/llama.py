@@ -6,19 +6,28 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
 from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import probe
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
-from qwen_edge.native.pooling import pooled_output
+from qwen_edge.native.pooling import pooled_output, pooled_size, pooling_type
 from qwen_edge.native.sampler import NativeSampler
+
+# Source: enum llama_pooling_type in include/llama.h.
+_POOLING_KINDS: dict[int, Literal["mean", "cls", "last", "rank"]] = {
+    1: "mean",
+    2: "cls",
+    3: "last",
+    4: "rank",
+}
 
 
 class LlamaContext(Context):
@@ -53,6 +62,12 @@ class LlamaContext(Context):
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
         return self._sampler.sample(self._native)
+
+    def logits(self) -> NDArray[np.float32]:
+        """See Context.logits."""
+        row = np.empty(self._native.model.n_vocab, dtype=np.float32)
+        self._native.copy_logits(row[np.newaxis])
+        return row
 
     def cancel(self) -> None:
         """See Context.cancel."""
@@ -122,6 +137,7 @@ class LlamaEngine(Engine):
                 "kernels": "safe" if safe_kernels else "fast",
                 "adapters": [{"path": str(each.path), "scale": each.scale} for each in config.adapters],
             },
+            pooling=self._pooling(),
         )
 
     def _special_texts(self) -> dict[str, str]:
@@ -131,6 +147,17 @@ class LlamaEngine(Engine):
             if text is not None:
                 texts[f"{name}_token"] = text
         return texts
+
+    def _pooling(self) -> PoolingInfo | None:
+        kind = _POOLING_KINDS.get(pooling_type(self._model))
+        if kind is None:
+            return None
+        return PoolingInfo(
+            kind=kind,
+            size=pooled_size(self._model),
+            end_token=self._model.appended_token(),
+            rerank_template=self._model.metadata("tokenizer.chat_template.rerank") or "",
+        )
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
         """See Engine.tokenize."""
@@ -148,11 +175,12 @@ class LlamaEngine(Engine):
 
     def new_context(self) -> Context:
         """See Engine.new_context."""
-        if self._config.n_sessions == 1:
-            return LlamaContext(self._model, self._config, self._n_threads)
-        if self._shared is None:
-            self._shared = SharedCache(self._model, self._config, self._n_threads)
-        return self._shared.new_context()
+        with self._model.lock:
+            if self._config.n_sessions == 1:
+                return LlamaContext(self._model, self._config, self._n_threads)
+            if self._shared is None:
+                self._shared = SharedCache(self._model, self._config, self._n_threads)
+            return self._shared.new_context()
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See Engine.score."""
@@ -160,7 +188,8 @@ class LlamaEngine(Engine):
             raise ContextOverflowError(
                 f"{len(tokens)} tokens to score do not fit in a context of {self._config.n_ctx}"
             )
-        context = NativeContext(self._model, self._config, self._n_threads, logits_for_all=True)
+        with self._model.lock:
+            context = NativeContext(self._model, self._config, self._n_threads, logits_for_all=True)
         try:
             logits = np.empty((len(tokens), self.info.n_vocab), dtype=np.float32)
             for start in range(0, len(tokens), context.n_batch):
@@ -171,12 +200,9 @@ class LlamaEngine(Engine):
         finally:
             context.close()
 
-    def pooled(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the embedding or the probabilities that a file with a pooling type makes of a text.
-
-        See native.pooling.pooled_output, which the tokens, the result and the errors are those of.
-        """
-        return pooled_output(self._model, tokens, self._config, self._n_threads)
+    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """See Engine.pooled."""
+        return pooled_output(self._model, texts, self._config, self._n_threads)
 
     def close(self) -> None:
         """See Engine.close."""

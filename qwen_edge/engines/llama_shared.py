@@ -131,6 +131,10 @@ class SharedContext(Context):
         """Return the logits of the last token: float32 [n_vocab], this session's own copy."""
         return self._logits
 
+    def logits(self) -> NDArray[np.float32]:
+        """See Context.logits."""
+        return self._logits.copy()
+
     def sample(self) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"

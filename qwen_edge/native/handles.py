@@ -70,7 +70,7 @@ def check_is_gguf(path: Path) -> None:
 
 
 class Closable(Protocol):
-    """A context of a model."""
+    """What a model closes before itself."""
 
     def close(self) -> None:
         """Free it, after the call in flight."""
@@ -103,6 +103,9 @@ class NativeModel:
         self.path = Path(path)
         check_is_gguf(self.path)
         self._api = api = library.api()
+        # ctypes gives up the interpreter lock, so that another thread could free what a call works on. A context is made
+        # inside, and has a lock of its own from then on; this one is never taken inside that.
+        self.lock = threading.RLock()
         self._contexts: weakref.WeakSet[Closable] = weakref.WeakSet()
         params = api.llama_model_default_params()
         params.load_mode = _LOAD_MODES[load_mode]
@@ -143,9 +146,10 @@ class NativeModel:
 
     def close(self) -> None:
         """Free the contexts, then the adapters, then the weights."""
-        for context in list(self._contexts):
-            context.close()
-        self._free()
+        with self.lock:
+            for context in list(self._contexts):
+                context.close()
+            self._free()
 
     # Facts of the file
 
@@ -191,9 +195,10 @@ class NativeModel:
         capacity = len(data) + 8
         while True:
             buffer = (self._api.llama_token * capacity)()
-            count = self._api.llama_tokenize(
-                self._vocab_checked(), data, len(data), buffer, capacity, False, parse_special
-            )
+            with self.lock:
+                count = self._api.llama_tokenize(
+                    self._vocab_checked(), data, len(data), buffer, capacity, False, parse_special
+                )
             if count >= 0:
                 return list(buffer[:count])
             capacity = -count
@@ -201,10 +206,13 @@ class NativeModel:
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes a token stands for; a control token stands for none."""
         buffer = ctypes.create_string_buffer(256)
-        size = self._api.llama_token_to_piece(self._vocab_checked(), token, buffer, len(buffer), 0, False)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
+        with self.lock:
             size = self._api.llama_token_to_piece(self._vocab_checked(), token, buffer, len(buffer), 0, False)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = self._api.llama_token_to_piece(
+                    self._vocab_checked(), token, buffer, len(buffer), 0, False
+                )
         return buffer.raw[:size]
 
     def token_text(self, role: str) -> str | None:
@@ -215,9 +223,15 @@ class NativeModel:
         text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
         return text.decode("utf-8", "replace")
 
+    def appended_token(self) -> int | None:
+        """Return the token that the file wants behind each text (tokenizer.ggml.add_eos_token), None without one."""
+        token = self._api.llama_vocab_eos(self._vocab_checked())
+        return int(token) if token >= 0 and self._api.llama_vocab_get_add_eos(self._vocab) else None
+
     def is_end(self, token: int) -> bool:
         """Return whether a token ends the reply (EOS, end of turn)."""
-        return bool(self._api.llama_vocab_is_eog(self._vocab_checked(), token))
+        with self.lock:
+            return bool(self._api.llama_vocab_is_eog(self._vocab_checked(), token))
 
     def _vocab_checked(self) -> Any:
         assert self.handle, "Bug: handle raises when closed"

@@ -23,6 +23,7 @@ LAYERS = (
         "files",
         "paths",
         "types",
+        "openai_format",
         "config",
         "quant_types",
         "digests",
@@ -33,7 +34,17 @@ LAYERS = (
     ("catalog", "catalog_rows", "catalog_types", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
-    ("memory", "prefix_cache", "generation", "model", "session"),
+    (
+        "memory",
+        "prefix_cache",
+        "cancellation",
+        "logprobs",
+        "generation",
+        "async_session",
+        "embedding",
+        "model",
+        "session",
+    ),
     ("tune", "doctor", "server", "cli"),
 )
 # Beside the layers: convert and quantize stand on the core, which ends with the engines (quantize measures what a file

@@ -22,6 +22,7 @@ from qwen_edge.errors import CheckpointError, ConfigError, VerificationError
 from qwen_edge.quantize import quantize_file
 from tests import synthetic
 from tests.golden.checkpoints import CHECKPOINTS
+from tests.pooled_checkpoints import yes_no_tokenizer
 
 GREEDY = Path(__file__).parents[2] / "golden" / "greedy_tokens.json"
 
@@ -166,19 +167,11 @@ def test_the_reference_generates_what_transformers_does() -> None:
 # Rerankers and embedding models
 
 
-def _yes_no_tokenizer() -> dict[str, Any]:
-    tokenizer = synthetic.tiny_tokenizer()
-    merges = [*tokenizer["model"]["merges"], "y e", "ye s", "n o"]
-    tokens = [*synthetic.byte_alphabet(), *(merge.replace(" ", "") for merge in merges)]
-    added = [(token["content"], token["special"]) for token in tokenizer["added_tokens"]]
-    return synthetic.tokenizer_json({token: index for index, token in enumerate(tokens)}, merges, added)
-
-
 SHAPE = replace(synthetic.TINY, hidden=64, ffn=96)
 
 
 def _write(folder: Path, shape: synthetic.Shape = SHAPE) -> Path:
-    return synthetic.write_checkpoint(folder, shape, tokenizer=_yes_no_tokenizer(), dtype="F32", std=0.2)
+    return synthetic.write_checkpoint(folder, shape, tokenizer=yes_no_tokenizer(), dtype="F32", std=0.2)
 
 
 def _classifier(n_labels: int) -> Callable[[dict[str, np.ndarray], dict[str, Any]], None]:
