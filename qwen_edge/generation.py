@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from qwen_edge import device
 from qwen_edge.chat.parser import ReplyParser
-from qwen_edge.config import SamplingConfig
+from qwen_edge.chat.thinking import ReplyGuard
+from qwen_edge.config import SamplingConfig, ThinkingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
 from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply
@@ -26,6 +27,7 @@ class GenerationRequest:
         starts_thinking: The prompt ends inside a thought.
         tool_names: Tools on offer, for calls that come without their tags.
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
+        thinking: When a thought is closed and a loop ended; None lets the model go on, as raw completion needs it.
     """
 
     tokens: Sequence[int]
@@ -34,6 +36,7 @@ class GenerationRequest:
     starts_thinking: bool = False
     tool_names: tuple[str, ...] = ()
     ignore_end: bool = False
+    thinking: ThinkingConfig | None = None
 
 
 class TokenCache:
@@ -67,10 +70,12 @@ class TokenCache:
             self._tokens += part
         meter.end_prefill()
 
-    def append(self, token: int) -> None:
-        """Evaluate one token behind the others."""
-        self.context.append((token,))
-        self._tokens.append(token)
+    def append(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens of the reply behind the others; none is fine."""
+        for start in range(0, len(tokens), self.context.n_batch):
+            part = tokens[start : start + self.context.n_batch]
+            self.context.append(part, wants_logits=start + len(part) == len(tokens))
+            self._tokens += part
 
 
 class Meter:
@@ -81,6 +86,7 @@ class Meter:
         self._prefill_start = self._prefill_end = self._first = self._last = 0.0
         self._prompt_tokens = self._cached_tokens = self._thinking_tokens = 0
         self.generated_tokens = 0
+        self.closing_tokens = 0
 
     def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what is about to be evaluated."""
@@ -110,6 +116,7 @@ class Meter:
             prefill_s=max(0.0, self._prefill_end - self._prefill_start),
             decode_s=self._last - self._first,
             peak_memory_bytes=device.peak_memory_bytes(),
+            closing_tokens=self.closing_tokens,
         )
 
 
@@ -139,32 +146,56 @@ def generate(
     parser = ReplyParser(starts_thinking=request.starts_thinking, tool_names=request.tool_names)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     finish: FinishReason = "cancelled"
+    guard: ReplyGuard | None = None
     try:
         cache.prefill(request.tokens, meter)
         context.start_sampling(request.sampling)
         budget = context.n_ctx - context.n_past
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)
+        guard = ReplyGuard(request.thinking, limit=budget, tokenize=engine.tokenize)
+        unread: tuple[int, ...] = ()  # the token sampled last, not evaluated yet
         while True:
-            token = context.sample()
-            meter.count_token(thinking=parser.state == "thinking")
+            closing = guard.closing(thinking=parser.state == "thinking")
+            meter.closing_tokens += len(closing)
+            yield from parser.feed(decoder.decode(b"".join(map(engine.token_bytes, closing))))
+            cache.append((*unread, *closing))
+            token, unread = context.sample(), ()
+            was_thinking = parser.state == "thinking"
+            meter.count_token(thinking=was_thinking)
+            is_full = meter.generated_tokens + meter.closing_tokens >= budget
             if engine.is_end(token) and not request.ignore_end:
+                if not is_full and guard.goes_on(thinking=was_thinking, answered=parser.has_answer):
+                    context.forbid((token,))  # for the next draw; a closed thought has other logits anyhow
+                    continue
                 finish = "stop"
                 break
             yield from parser.feed(decoder.decode(engine.token_bytes(token)))
-            if meter.generated_tokens >= budget:
+            if guard.gives_up(token, was_thinking=was_thinking, thinking=parser.state == "thinking"):
+                finish = "loop"
+                break
+            if is_full:
                 finish = "length"
                 break
-            cache.append(token)
+            unread = (token,)
         yield from parser.feed(decoder.decode(b"", final=True))
         yield from parser.finish()
-        if finish == "stop" and parser.tool_calls:
-            finish = "tool_calls"
+        if finish == "stop":
+            finish = guard.finish_reason(
+                has_calls=bool(parser.tool_calls), answered=parser.has_answer, is_full=is_full
+            )
     except CancelledError:
         pass  # asked for: the reply ends here, and says so
     finally:
         parser.finish()
-        outcome.reply = Reply(parser.text, parser.thinking, parser.tool_calls, finish, meter.stats())
+        outcome.reply = Reply(
+            parser.text,
+            parser.thinking,
+            parser.tool_calls,
+            finish,
+            meter.stats(),
+            thought_cut=guard.cut if guard else None,
+        )
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

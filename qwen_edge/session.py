@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
-from qwen_edge.config import SamplingConfig, Switch
+from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
+from qwen_edge.config import SamplingConfig, ThinkingLike, thinking_config
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
 from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
@@ -52,7 +53,7 @@ class Session:
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
     ) -> Reply:
@@ -66,7 +67,7 @@ class Session:
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
     ) -> ReplyStream:
@@ -74,8 +75,11 @@ class Session:
 
         Args:
             turn: What the user says, or messages (tool results, say) to add to the history.
-            thinking: "on" or "off"; None is the model's own default.
-            max_tokens: Most tokens to generate, thinking included; None goes on to the end of the context.
+            thinking: "on", "off", a number (most tokens to think; at the last the thought is closed and the answer
+                follows; 0 is "off"), or a ThinkingConfig. "auto", like None, follows the last `/think` or `/no_think` in
+                the text, else the model's own default, without a budget. The others overrule the text.
+            max_tokens: Most tokens to generate, thinking included; None goes on to the end of the context. A thought
+                leaves a share of them to the answer: see ThinkingConfig.answer_tokens.
             sampling: How tokens are chosen; None takes what Qwen recommends for the model and mode.
 
         Returns:
@@ -83,19 +87,26 @@ class Session:
 
         Raises:
             ContextOverflowError: History and turn do not fit; the history is as before. (At the first chunk.)
-            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does.
+            UnsupportedError: thinking="on" or a number above 0 for a model that does not think, or "off" for one that
+                always does. (A number holds for the latter, 0 included.)
             ConfigError: max_tokens below 1, or another reply is still being streamed.
             ClosedError: After close().
+
+        Example:
+            >>> stream = session.stream("Is 91 prime?", thinking=128, max_tokens=300)
+            >>> for chunk in stream:
+            ...     print(chunk.kind, chunk.text)
+            >>> stream.reply.finish_reason, stream.reply.stats.thinking_tokens
+            ('thinking_budget', 128)
         """
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
-        enable_thinking = self._thinking_switch(thinking)
-        sampling = sampling or self.recommended_sampling(thinking)
+        added = _as_messages(turn)
+        plan = self._thinking_plan(thinking, added)
+        sampling = sampling or self.recommended_sampling(thinking, turn)
         self._idle_cache()
         outcome = Outcome()
-        return ReplyStream(
-            self._turn(_as_messages(turn), enable_thinking, max_tokens, sampling, outcome), outcome
-        )
+        return ReplyStream(self._turn(added, plan, max_tokens, sampling, outcome), outcome)
 
     def stream_tokens(
         self, tokens: Sequence[int], *, max_tokens: int, sampling: SamplingConfig, ignore_end: bool = False
@@ -125,7 +136,7 @@ class Session:
     def _turn(
         self,
         added: list[Message],
-        enable_thinking: bool | None,
+        plan: ThinkingPlan,
         max_tokens: int | None,
         sampling: SamplingConfig,
         outcome: Outcome,
@@ -137,7 +148,7 @@ class Session:
             self.messages += added
             try:
                 prompt = self._template.render(
-                    self.messages, tools=self.tools, enable_thinking=enable_thinking
+                    plan.visible(self.messages), tools=self.tools, enable_thinking=plan.enable_thinking
                 )
                 request = GenerationRequest(
                     tokens=self._engine.tokenize(prompt),
@@ -145,6 +156,7 @@ class Session:
                     max_tokens=max_tokens,
                     starts_thinking=opens_thought(prompt),
                     tool_names=tuple(tool["function"]["name"] for tool in self.tools),
+                    thinking=plan.limits,
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
             finally:
@@ -184,11 +196,18 @@ class Session:
         finally:
             self._streaming = False
 
-    def recommended_sampling(self, thinking: Switch | None = None) -> SamplingConfig:
-        """Return the sampling that the authors of this model recommend for a mode; stream()'s default."""
-        thinks = self._template.thinking is not ThinkingSupport.NEVER and thinking != "off"
+    def recommended_sampling(self, thinking: ThinkingLike | None = None, turn: Turn = ()) -> SamplingConfig:
+        """Return the sampling that the authors of this model recommend for a mode; stream()'s default.
+
+        Args:
+            thinking: As for stream().
+            turn: What will be said, which may hold a switch.
+        """
+        config = thinking_config(thinking)
+        switchable = self._template.thinking is ThinkingSupport.SWITCHED
+        plan = self._thinking_plan(config if switchable else None, _as_messages(turn))
         info = self._engine.info
-        return recommended_sampling(info.architecture, thinking=thinks, name=info.name)
+        return recommended_sampling(info.architecture, thinking=plan.mode != "off", name=info.name)
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""
@@ -210,24 +229,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def _thinking_switch(self, thinking: Switch | None) -> bool | None:
-        """Return the value of the template's enable_thinking, or None to leave it undefined."""
-        if thinking not in (None, "on", "off"):
-            raise ConfigError(f"thinking must be 'on' or 'off' (not {thinking!r})")
-        support = self._template.thinking
-        if support is ThinkingSupport.SWITCHED:
-            return None if thinking is None else thinking == "on"
-        if thinking == "on" and support is ThinkingSupport.NEVER:
-            raise UnsupportedError(
-                f"{self._engine.info.name or 'this model'} does not think: its template has no thinking mode",
-                hint='Leave thinking out, or use a Qwen3 model. (thinking="off" is fine.)',
-            )
-        if thinking == "off" and support is ThinkingSupport.ALWAYS:
-            raise UnsupportedError(
-                f"{self._engine.info.name or 'this model'} always thinks: its template opens every answer with a thought",
-                hint="Leave thinking out, or use a model with both modes.",
-            )
-        return None
+    def _thinking_plan(self, thinking: ThinkingLike | None, added: Sequence[Message]) -> ThinkingPlan:
+        """Return what becomes of a turn's thinking; errors as in stream()."""
+        return plan_thinking(
+            thinking_config(thinking),
+            self._template.thinking,
+            [*self.messages, *added],
+            model_name=self._engine.info.name,
+        )
 
 
 class ReplyStream:

@@ -53,6 +53,10 @@ class LlamaContext(Context):
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
         return self._sampler.sample(self._native)
 
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """See Context.forbid: the logits are changed in place."""
+        self._native.last_logits()[list(tokens)] = -np.inf
+
     def cancel(self) -> None:
         """See Context.cancel."""
         self._native.cancel()
