@@ -71,8 +71,11 @@ class ReplyParser:
     @property
     def has_answer(self) -> bool:
         """Whether anything but thoughts and blanks has come, held back or not."""
-        held = (self._undecided or "") + ("" if self.state == "thinking" else self._pending)
-        return bool(self._calls or self.state == "tool" or held.strip() or self.text.strip())
+        held = "" if self.state == "thinking" else self._pending
+        return self.state == "tool" or bool(held.strip()) or self._has_said_something()
+
+    def _has_said_something(self) -> bool:
+        return bool(self._calls or (self._undecided or "").strip() or self.text.strip())
 
     def feed(self, piece: str) -> list[Chunk]:
         """Take the next piece of the stream."""
@@ -113,16 +116,16 @@ class ReplyParser:
 
         A model whose thought was closed for it may close it once more.
         """
-        if self.has_answer:
+        if self._has_said_something():
             self._take(THINK_CLOSE, chunks)
 
     def _enter(self, state: State, chunks: list[Chunk]) -> None:
         if self.state == "tool":
             self._end_call(chunks, closed=True)
         elif state == "tool" or (self._undecided or "").strip():
-            self._decide(
-                chunks
-            )  # what comes next is no part of a bare call; blanks before a thought decide nothing
+            self._decide(chunks)  # what comes next is no part of a bare call
+        elif self._undecided:
+            self._undecided = ""  # blanks before a thought
         self.state = state
         self._at_start, self._newlines = True, ""
 
