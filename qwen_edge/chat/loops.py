@@ -74,7 +74,8 @@ class LoopDetector:
         self._runs *= self._recent == token
         self._recent[1:] = self._recent[:-1]
         self._recent[0] = token
-        return bool((self._runs >= self._needed).any()) or self._is_collapsed(token)
+        is_collapsed = self._is_collapsed(token)
+        return is_collapsed or bool((self._runs >= self._needed).any())
 
     def _is_collapsed(self, token: int) -> bool:
         """Take a token into the window; return whether the entropy of a full window is below the limit."""
