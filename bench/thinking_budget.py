@@ -96,7 +96,7 @@ def measure_budget(model: Model, folder: Path, budget: Budget) -> BudgetResult:
         right=_share(right),
         called=_share([turn.is_called for turn in turns]),
         tool_answers=_share([turn.is_right for turn in turns]),
-        cut=_share([reply.thought_cut is not None for reply in replies]),
+        cut=_share([reply.stats.thought_cut is not None for reply in replies]),
         thinking_tokens=sum(reply.stats.thinking_tokens for reply in replies) / len(replies),
         # A call that could not be parsed stays in the text as it was written.
         calls_opened=parsed + sum(turn.reply.text.count(TOOL_OPEN) for turn in turns),

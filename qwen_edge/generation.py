@@ -13,7 +13,7 @@ from qwen_edge.chat.thinking import ReplyGuard
 from qwen_edge.config import SamplingConfig, ThinkingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
-from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply
+from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply, ThoughtCut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,7 @@ class Meter:
         self._prompt_tokens = self._cached_tokens = self._thinking_tokens = 0
         self.generated_tokens = 0
         self.closing_tokens = 0
+        self._thought_cut: ThoughtCut | None = None
 
     def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what is about to be evaluated."""
@@ -105,6 +106,11 @@ class Meter:
         self.generated_tokens += 1
         self._thinking_tokens += thinking
 
+    def count_closing(self, count: int, cut: ThoughtCut | None) -> None:
+        """Note the tokens that close a thought, and why it is closed."""
+        self.closing_tokens += count
+        self._thought_cut = cut
+
     def stats(self) -> GenerationStats:
         """Return the figures so far."""
         return GenerationStats(
@@ -117,6 +123,7 @@ class Meter:
             decode_s=self._last - self._first,
             peak_memory_bytes=device.peak_memory_bytes(),
             closing_tokens=self.closing_tokens,
+            thought_cut=self._thought_cut,
         )
 
 
@@ -146,7 +153,6 @@ def generate(
     parser = ReplyParser(starts_thinking=request.starts_thinking, tool_names=request.tool_names)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     finish: FinishReason = "cancelled"
-    guard: ReplyGuard | None = None
     try:
         cache.prefill(request.tokens, meter)
         context.start_sampling(request.sampling)
@@ -157,7 +163,7 @@ def generate(
         unread: tuple[int, ...] = ()  # the token sampled last, not evaluated yet
         while True:
             closing = guard.closing(thinking=parser.state == "thinking")
-            meter.closing_tokens += len(closing)
+            meter.count_closing(len(closing), guard.cut)
             yield from parser.feed(decoder.decode(b"".join(map(engine.token_bytes, closing))))
             cache.append((*unread, *closing))
             token, unread = context.sample(), ()
@@ -188,14 +194,7 @@ def generate(
         pass  # asked for: the reply ends here, and says so
     finally:
         parser.finish()
-        outcome.reply = Reply(
-            parser.text,
-            parser.thinking,
-            parser.tool_calls,
-            finish,
-            meter.stats(),
-            thought_cut=guard.cut if guard else None,
-        )
+        outcome.reply = Reply(parser.text, parser.thinking, parser.tool_calls, finish, meter.stats())
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

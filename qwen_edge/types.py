@@ -101,6 +101,9 @@ class GenerationStats:
         peak_memory_bytes: Largest resident size of the process so far.
         closing_tokens: Tokens that the engine put into the reply to close a thought. They are not in generated_tokens,
             but count for max_tokens and take time of decode_s.
+        thought_cut: What ended the thought in the model's place: "budget" (its budget), "reserve" (the tokens kept for
+            the answer), "loop" (it repeated itself), "end" (the model ended its reply while it still thought). None when
+            the model closed the thought itself, or had none.
     """
 
     prompt_tokens: int
@@ -112,6 +115,7 @@ class GenerationStats:
     decode_s: float
     peak_memory_bytes: int
     closing_tokens: int = 0
+    thought_cut: ThoughtCut | None = None
 
     @property
     def answer_tokens(self) -> int:
@@ -139,6 +143,7 @@ class GenerationStats:
             "thinking_tokens": self.thinking_tokens,
             "answer_tokens": self.answer_tokens,
             "closing_tokens": self.closing_tokens,
+            "thought_cut": self.thought_cut,
             "ttft_s": round(self.ttft_s, 6),
             "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 3),
             "decode_tokens_per_s": round(self.decode_tokens_per_s, 3),
@@ -162,13 +167,10 @@ class Reply:
             - "loop": the answer repeated itself and was ended; or the model had nothing to say, also when asked once
               more, or would not stop thinking. The text may be empty.
             - "tool_calls": the model ended, and asks for the calls in tool_calls.
-            - "thinking_budget": the thought was cut (thought_cut says at what: "budget", "reserve" or "loop"), and the
+            - "thinking_budget": the thought was cut (stats.thought_cut says at what: "budget", "reserve" or "loop"), and the
               answer then came to its own end.
             - "stop": the model ended, with an answer.
         stats: What it cost.
-        thought_cut: What ended the thought in the model's place: "budget" (its budget), "reserve" (the tokens kept for
-            the answer), "loop" (it repeated itself), "end" (the model ended its reply while it still thought). None when
-            the model closed the thought itself, or had none.
     """
 
     text: str
@@ -176,7 +178,6 @@ class Reply:
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason
     stats: GenerationStats = field(repr=False)
-    thought_cut: ThoughtCut | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -195,6 +196,5 @@ class Reply:
             "thinking": self.thinking,
             "tool_calls": [call.to_dict() for call in self.tool_calls],
             "finish_reason": self.finish_reason,
-            "thought_cut": self.thought_cut,
             "stats": self.stats.to_dict(),
         }

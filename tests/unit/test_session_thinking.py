@@ -46,13 +46,13 @@ def ask(
 def test_a_thought_is_closed_at_its_budget_and_the_answer_follows() -> None:
     reply = ask(thinker(MUSING), thinking=20)
     assert reply.thinking == f"{MUSING[:19]}\n\n{SENTENCE}"
-    assert (reply.text, reply.finish_reason, reply.thought_cut) == ("Yes.", "thinking_budget", "budget")
+    assert (reply.text, reply.finish_reason, reply.stats.thought_cut) == ("Yes.", "thinking_budget", "budget")
     stats = reply.stats
     assert (stats.thinking_tokens, stats.closing_tokens) == (20, LONG_CLOSING)
     assert stats.answer_tokens == len("Yes.") + 2  # the opening tag and the end token
     assert stats.generated_tokens == stats.thinking_tokens + stats.answer_tokens
     assert reply.is_complete
-    assert reply.to_dict()["thought_cut"] == "budget"
+    assert reply.to_dict()["stats"]["thought_cut"] == "budget"
     assert reply.to_dict()["stats"]["answer_tokens"] == stats.answer_tokens
 
 
@@ -73,8 +73,8 @@ def test_the_closing_comes_as_chunks_and_is_in_the_cache() -> None:
 
 def test_a_thought_within_its_budget_is_left_alone() -> None:
     tokens = len("\nhm\n") + 1
-    assert ask(thinker("hm"), thinking=tokens).thought_cut is None
-    assert ask(thinker("hm"), thinking=tokens - 1).thought_cut == "budget"
+    assert ask(thinker("hm"), thinking=tokens).stats.thought_cut is None
+    assert ask(thinker("hm"), thinking=tokens - 1).stats.thought_cut == "budget"
     reply = ask(thinker("hm"), thinking=tokens)
     assert (reply.thinking, reply.finish_reason, reply.stats.closing_tokens) == ("hm", "stop", 0)
 
@@ -82,7 +82,7 @@ def test_a_thought_within_its_budget_is_left_alone() -> None:
 @pytest.mark.parametrize("thinking", [None, "auto", "on"])
 def test_without_a_budget_only_the_reserve_ends_a_thought(thinking: ThinkingLike | None) -> None:
     reply = ask(thinker(MUSING), thinking=thinking)
-    assert reply.thought_cut == "reserve"
+    assert reply.stats.thought_cut == "reserve"
     assert reply.stats.thinking_tokens > 2500
     short = ask(thinker(MUSING[:1000]), thinking=thinking)
     assert (short.thinking, short.finish_reason) == (MUSING[:1000].strip("\n"), "stop")
@@ -149,7 +149,7 @@ def test_off_leads_out_of_a_thought_that_opens_all_the_same() -> None:
 def test_an_end_token_inside_the_thought_closes_it() -> None:
     reply = ask(lambda prompt: "Yes." if "</think>" in prompt else "<think>\nhm")
     assert (reply.thinking, reply.text, reply.finish_reason) == ("hm", "Yes.", "stop")
-    assert reply.thought_cut == "end"
+    assert reply.stats.thought_cut == "end"
 
 
 def test_an_end_instead_of_an_answer_is_tried_once_more() -> None:
@@ -178,10 +178,10 @@ def test_thought_after_thought_comes_to_an_end() -> None:
 
 def test_a_loop_in_a_thought_is_closed_and_the_answer_follows() -> None:
     reply = ask(thinker("I see. " + "Wait, no. " * 300))
-    assert (reply.text, reply.finish_reason, reply.thought_cut) == ("Yes.", "thinking_budget", "loop")
+    assert (reply.text, reply.finish_reason, reply.stats.thought_cut) == ("Yes.", "thinking_budget", "loop")
     assert reply.stats.thinking_tokens < 60
     free = ask(thinker("Wait, no. " * 50), thinking=ThinkingConfig(mode="on", stop_loops=False))
-    assert (free.finish_reason, free.thought_cut) == ("stop", None)
+    assert (free.finish_reason, free.stats.thought_cut) == ("stop", None)
 
 
 def test_a_loop_in_an_answer_ends_it() -> None:
@@ -196,7 +196,7 @@ def test_calls_after_a_cut_thought_are_calls_and_in_it_are_not() -> None:
     script = thinker(f"I call {CALL} or not. {MUSING}", CALL)
     reply = ask(script, thinking=60, tools=(TOOL,))
     assert (reply.tool_calls, reply.finish_reason) == ((ToolCall("add", {"a": 1}),), "tool_calls")
-    assert reply.thought_cut == "budget"
+    assert reply.stats.thought_cut == "budget"
     assert "I call" in reply.thinking
     assert reply.text == ""
 
@@ -240,5 +240,5 @@ def test_cancelling_inside_the_closing_keeps_what_was_said() -> None:
             if SENTENCE in chunk.text:
                 session.cancel()
         assert (stream.reply.finish_reason, stream.reply.text) == ("cancelled", "")
-        assert stream.reply.thought_cut == "budget"
+        assert stream.reply.stats.thought_cut == "budget"
         assert session.send("Again", thinking=5).text == "Yes."
