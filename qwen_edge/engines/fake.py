@@ -150,7 +150,8 @@ class FakeEngine(Engine):
         """Make one.
 
         Args:
-            script: The raw reply, markers included, or a function from the rendered prompt to it.
+            script: The raw reply, markers included, or a function from the rendered prompt to it. Asked again, with the
+                reply so far behind the prompt, when a thought is closed for it or an end token ruled out.
             config: n_ctx and n_batch are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.

@@ -13,7 +13,9 @@ import pytest
 
 from qwen_edge import Model, ThinkingConfig, load
 from qwen_edge.bench.thinking_budget import main, measure_budget
+from qwen_edge.chat.template import ChatTemplate, ThinkingSupport
 from qwen_edge.config import GREEDY, SamplingConfig, ThinkingLike
+from qwen_edge.session import Session
 
 Lines = Callable[[str], list[dict[str, Any]]]
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
@@ -120,3 +122,23 @@ def test_the_bench_measures_budgets(tiny_model: Model, tmp_path: Path, capsys: A
     with pytest.raises(SystemExit) as ended:
         main([str(tiny_bf16), "--budgets", "few"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("budget", [0, 5, None])
+def test_a_template_that_always_opens_a_thought(tiny_model: Model, budget: int | None) -> None:
+    """As in the thinking-only models of 2507."""
+    always = ChatTemplate(
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    assert always.thinking is ThinkingSupport.ALWAYS
+    with Session(tiny_model.engine, always) as session:
+        reply = session.send("What is the capital of Greece?", thinking=budget, sampling=GREEDY)
+    assert reply.text
+    if budget is None:
+        assert (reply.text, reply.finish_reason) == ("Athens.", "stop")
+    else:
+        assert (reply.stats.thinking_tokens, reply.finish_reason) == (budget, "thinking_budget")
+    if budget == 0:
+        # The closing makes the prompt that "off" makes of the template with a switch.
+        assert (reply.text, reply.thinking) == ("Athens.", "")
