@@ -23,7 +23,7 @@ from qwen_edge.bench.answer_checks import (
 )
 from qwen_edge.bench.local_tools import WEATHER_TOOL, get_weather, run_call
 from qwen_edge.chat.template import ThinkingSupport
-from qwen_edge.config import GREEDY, Switch
+from qwen_edge.config import GREEDY, ThinkingConfig
 from qwen_edge.model import Model
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Message, Reply, ToolCall
@@ -136,7 +136,9 @@ def ask_all(model: Model, announce: Announce, show: Show) -> Iterator[Outcome]:
         announce: Called with number (from 1) and prompt before it is asked.
         show: Reads a reply to its end, showing it or not, and returns it.
     """
-    thinking: Switch | None = "off" if model.template.thinking is ThinkingSupport.SWITCHED else None
+    switched = model.template.thinking is ThinkingSupport.SWITCHED
+    # An answer that goes round in circles is seen to the limit: what it would be without help is what is checked.
+    thinking = ThinkingConfig(mode="off" if switched else "auto", stop_loops=False)
     for number, prompt in enumerate(TEN_PROMPTS, 1):
         announce(number, prompt)
         tools = [WEATHER_TOOL] if prompt.call else []
@@ -144,7 +146,7 @@ def ask_all(model: Model, announce: Announce, show: Show) -> Iterator[Outcome]:
             yield _ask(session, prompt, thinking, show)
 
 
-def _ask(session: Session, prompt: Prompt, thinking: Switch | None, show: Show) -> Outcome:
+def _ask(session: Session, prompt: Prompt, thinking: ThinkingConfig, show: Show) -> Outcome:
     def answer(turn: str | Message) -> Reply:
         return show(session.stream(turn, thinking=thinking, max_tokens=MAX_TOKENS, sampling=GREEDY))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_edge.config import LoadConfig as LoadConfig
     from qwen_edge.config import SamplingConfig as SamplingConfig
+    from qwen_edge.config import ThinkingConfig as ThinkingConfig
     from qwen_edge.errors import QwenEdgeError as QwenEdgeError
     from qwen_edge.model import Model as Model
     from qwen_edge.model import load as load
@@ -34,6 +35,7 @@ _HOME_OF = {
     "Reply": "types",
     "SamplingConfig": "config",
     "Session": "session",
+    "ThinkingConfig": "config",
     "TokenLogprob": "types",
     "ToolCall": "types",
     "load": "model",
@@ -49,6 +51,7 @@ __all__ = [
     "Reply",
     "SamplingConfig",
     "Session",
+    "ThinkingConfig",
     "TokenLogprob",
     "ToolCall",
     "load",

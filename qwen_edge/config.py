@@ -14,6 +14,7 @@ from qwen_edge.errors import ConfigError
 LoadMode = Literal["read", "mmap"]
 KVType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
 Switch = Literal["on", "off"]
+ThinkingMode = Literal["on", "off", "auto"]
 
 DEFAULT_N_CTX = 4096
 # Source: LLAMA_MAX_SEQ in llama.cpp, src/llama-cparams.h
@@ -175,3 +176,63 @@ class SamplingConfig:
 
 
 GREEDY = SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinkingConfig:
+    """Whether a model thinks before it answers, for how long, and what is kept for the answer.
+
+    Example:
+        ``session.send("Is 91 prime?", thinking=ThinkingConfig(mode="on", budget=256, answer_tokens=100))``
+
+    Attributes:
+        mode: "on" and "off" overrule `/think` and `/no_think` in the text; "auto" follows them, and without one leaves
+            the choice to the model's template. "auto" sets no budget of its own.
+        budget: Most tokens that the model may think; None sets none. 0 closes a thought where it opens.
+        answer_tokens: Tokens of max_tokens (and of the context) that a thought may not use. None keeps a quarter, at
+            least 32 and at most 512, but never more than half.
+        closing: What the model is made to say when its thought is cut, before the closing tag.
+        stop_loops: Close a thought that repeats itself, and end an answer that does.
+    """
+
+    mode: ThinkingMode = "auto"
+    budget: int | None = None
+    answer_tokens: int | None = None
+    closing: str = "I have thought enough, so I answer now."
+    stop_loops: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice("thinking mode", self.mode, ("on", "off", "auto"))
+        for name, value in (("thinking budget", self.budget), ("answer_tokens", self.answer_tokens)):
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be a whole number of tokens (not {value!r})")
+            _check_range(name, value, 0, 1 << 24)
+        if self.budget is not None and (self.mode == "off") != (self.budget == 0) and self.mode != "auto":
+            raise ConfigError(f"thinking mode {self.mode!r} contradicts a thinking budget of {self.budget}")
+        if "<think>" in self.closing or "</think>" in self.closing:
+            raise ConfigError("closing is the sentence before the closing tag: it must not hold a tag itself")
+
+
+ThinkingLike = ThinkingMode | int | ThinkingConfig
+
+
+def thinking_config(thinking: ThinkingLike | None) -> ThinkingConfig:
+    """Return a `thinking` argument in its full form: a mode, a number of tokens (0 is "off"), None for "auto".
+
+    Raises:
+        ConfigError: It is something else, or the number is negative.
+    """
+    if thinking is None:
+        return ThinkingConfig()
+    if isinstance(thinking, ThinkingConfig):
+        return thinking
+    if isinstance(thinking, int) and not isinstance(thinking, bool):
+        return ThinkingConfig(mode="on" if thinking else "off", budget=thinking)
+    if thinking in ("on", "off", "auto"):
+        return ThinkingConfig(mode=thinking)
+    raise ConfigError(
+        f"thinking must be 'on', 'off', 'auto' or a number of tokens (not {thinking!r})",
+        hint="A number is the most tokens that the model may think before it answers.",
+    )

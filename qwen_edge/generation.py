@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from qwen_edge import device
 from qwen_edge.cancellation import Cancellation
 from qwen_edge.chat.parser import ReplyParser
-from qwen_edge.config import SamplingConfig
+from qwen_edge.chat.thinking import ReplyGuard
+from qwen_edge.config import SamplingConfig, ThinkingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
 from qwen_edge.logprobs import token_logprob
-from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply, TokenLogprob
+from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply, ThoughtCut, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class GenerationRequest:
         tool_names: Tools on offer, for calls that come without their tags.
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
         logprobs: Most likely alternatives to tell with each token; None tells no log-probabilities.
+        thinking: When a thought is closed and a loop ended; None lets the model go on, as raw completion needs it.
     """
 
     tokens: Sequence[int]
@@ -38,6 +40,7 @@ class GenerationRequest:
     tool_names: tuple[str, ...] = ()
     ignore_end: bool = False
     logprobs: int | None = None
+    thinking: ThinkingConfig | None = None
 
 
 class TokenCache:
@@ -71,10 +74,12 @@ class TokenCache:
             self._tokens += part
         meter.end_prefill()
 
-    def append(self, token: int) -> None:
-        """Evaluate one token behind the others."""
-        self.context.append((token,))
-        self._tokens.append(token)
+    def append(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens of the reply behind the others; none is fine."""
+        for start in range(0, len(tokens), self.context.n_batch):
+            part = tokens[start : start + self.context.n_batch]
+            self.context.append(part, wants_logits=start + len(part) == len(tokens))
+            self._tokens += part
 
 
 class Meter:
@@ -85,6 +90,8 @@ class Meter:
         self._prefill_start = self._prefill_end = self._first = self._last = 0.0
         self._prompt_tokens = self._cached_tokens = self._thinking_tokens = 0
         self.generated_tokens = 0
+        self.closing_tokens = 0
+        self._thought_cut: ThoughtCut | None = None
 
     def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what is about to be evaluated."""
@@ -103,6 +110,11 @@ class Meter:
         self.generated_tokens += 1
         self._thinking_tokens += thinking
 
+    def count_closing(self, count: int, cut: ThoughtCut | None) -> None:
+        """Note the tokens that close a thought, and why it is closed."""
+        self.closing_tokens += count
+        self._thought_cut = cut
+
     def stats(self) -> GenerationStats:
         """Return the figures so far."""
         return GenerationStats(
@@ -114,6 +126,8 @@ class Meter:
             prefill_s=max(0.0, self._prefill_end - self._prefill_start),
             decode_s=self._last - self._first,
             peak_memory_bytes=device.peak_memory_bytes(),
+            closing_tokens=self.closing_tokens,
+            thought_cut=self._thought_cut,
         )
 
 
@@ -158,25 +172,41 @@ def generate(
         budget = context.n_ctx - context.n_past
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)
+        guard = ReplyGuard(request.thinking, limit=budget, tokenize=engine.tokenize)
+        unread: tuple[int, ...] = ()  # the token sampled last, not evaluated yet
         while True:
+            closing = guard.closing(thinking=parser.state == "thinking")
+            meter.count_closing(len(closing), guard.cut)
+            yield from parser.feed(decoder.decode(b"".join(map(engine.token_bytes, closing))))
+            cache.append((*unread, *closing))
             # Before sampling, which may change them.
             logits = context.logits() if request.logprobs is not None else None
-            token = context.sample()
-            meter.count_token(thinking=parser.state == "thinking")
+            token, unread = context.sample(), ()
+            was_thinking = parser.state == "thinking"
+            meter.count_token(thinking=was_thinking)
             if logits is not None and request.logprobs is not None:
                 outcome.logprobs.append(token_logprob(logits, token, request.logprobs, engine.token_bytes))
+            is_full = meter.generated_tokens + meter.closing_tokens >= budget
             if engine.is_end(token) and not request.ignore_end:
+                if not is_full and guard.goes_on(thinking=was_thinking, answered=parser.has_answer):
+                    context.forbid((token,))  # for the next draw; a closed thought has other logits anyhow
+                    continue
                 finish = "stop"
                 break
             yield from parser.feed(decoder.decode(engine.token_bytes(token)))
-            if meter.generated_tokens >= budget:
+            if guard.gives_up(token, was_thinking=was_thinking, thinking=parser.state == "thinking"):
+                finish = "loop"
+                break
+            if is_full:
                 finish = "length"
                 break
-            cache.append(token)
+            unread = (token,)
         yield from parser.feed(decoder.decode(b"", final=True))
         yield from parser.finish()
-        if finish == "stop" and parser.tool_calls:
-            finish = "tool_calls"
+        if finish == "stop":
+            finish = guard.finish_reason(
+                has_calls=bool(parser.tool_calls), answered=parser.has_answer, is_full=is_full
+            )
     except CancelledError:
         pass  # asked for: the reply ends here, and says so
     finally:

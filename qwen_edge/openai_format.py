@@ -41,7 +41,7 @@ _KEYS_OF_ROLE: dict[Role, set[str]] = {
     "tool": _MESSAGE_KEYS | {"tool_call_id"},
 }
 # Reasons of ours that OpenAI's API does not have are told as what they come to: the reply is not whole.
-_FINISH_REASONS = {"stop": "stop", "tool_calls": "tool_calls"}
+_FINISH_REASONS = {"stop": "stop", "thinking_budget": "stop", "tool_calls": "tool_calls"}
 _CUT_OFF = "length"
 
 

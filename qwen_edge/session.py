@@ -11,7 +11,8 @@ from typing import Any, Self
 from qwen_edge.async_session import AsyncReplyStream
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
-from qwen_edge.config import SamplingConfig, Switch
+from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
+from qwen_edge.config import SamplingConfig, ThinkingLike, thinking_config
 from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
@@ -57,7 +58,7 @@ class Session:
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
         timeout_s: float | None = None,
@@ -80,7 +81,7 @@ class Session:
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
         timeout_s: float | None = None,
@@ -91,8 +92,11 @@ class Session:
         Args:
             turn: What the user says, or messages (tool results, say) to add to the history; messages may be
                 dictionaries in OpenAI's form: [{"role": "user", "content": "Hi"}].
-            thinking: "on" or "off"; None is the model's own default.
-            max_tokens: Most tokens to generate, thinking included; None goes on to the end of the context.
+            thinking: "on", "off", a number (most tokens to think; at the last the thought is closed and the answer
+                follows; 0 is "off"), or a ThinkingConfig. "auto", like None, follows the last `/think` or `/no_think` in
+                the text, else the model's own default, without a budget. The others overrule the text.
+            max_tokens: Most tokens to generate, thinking included; None goes on to the end of the context. A thought
+                leaves a share of them to the answer: see ThinkingConfig.answer_tokens.
             sampling: How tokens are chosen; None takes what Qwen recommends for the model and mode.
             timeout_s: End the reply after this many seconds, counted from the moment its first chunk is asked for,
                 with the finish_reason "cancelled". It stops the reading of a long prompt too: the reply is empty
@@ -105,11 +109,19 @@ class Session:
 
         Raises:
             ContextOverflowError: History and turn do not fit; the history is as before. (At the first chunk.)
-            UnsupportedError: thinking="on" for a model that does not think, or "off" for one that always does; or an
-                embedding model or reranker, which does not chat.
+            UnsupportedError: thinking="on" or a number above 0 for a model that does not think, or "off" for one that
+                always does (a number holds for the latter, 0 included); or an embedding model or reranker, which does
+                not chat.
             ConfigError: max_tokens below 1, a message or a setting that is none, or another reply is still being
                 streamed.
             ClosedError: After close().
+
+        Example:
+            >>> stream = session.stream("Is 91 prime?", thinking=128, max_tokens=300)
+            >>> for chunk in stream:
+            ...     print(chunk.kind, chunk.text)
+            >>> stream.reply.finish_reason, stream.reply.stats.thinking_tokens
+            ('thinking_budget', 128)
         """
         if max_tokens is not None and max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
@@ -117,22 +129,20 @@ class Session:
             raise ConfigError(f"timeout_s must be above 0 (not {timeout_s!r})")
         check_alternatives(logprobs)
         check_chats(self._engine)
-        enable_thinking = self._thinking_switch(thinking)
-        sampling = sampling or self.recommended_sampling(thinking)
+        added = as_messages(turn)
+        plan = self._thinking_plan(thinking, added)
+        sampling = sampling or self.recommended_sampling(thinking, added)
         self._idle_cache()
         outcome = Outcome()
         return ReplyStream(
-            self._turn(
-                as_messages(turn), enable_thinking, max_tokens, sampling, timeout_s, logprobs, outcome
-            ),
-            outcome,
+            self._turn(added, plan, max_tokens, sampling, timeout_s, logprobs, outcome), outcome
         )
 
     async def asend(
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
         timeout_s: float | None = None,
@@ -156,7 +166,7 @@ class Session:
         self,
         turn: Turn,
         *,
-        thinking: Switch | None = None,
+        thinking: ThinkingLike | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
         timeout_s: float | None = None,
@@ -202,7 +212,7 @@ class Session:
     def _turn(
         self,
         added: list[Message],
-        enable_thinking: bool | None,
+        plan: ThinkingPlan,
         max_tokens: int | None,
         sampling: SamplingConfig,
         timeout_s: float | None,
@@ -216,7 +226,7 @@ class Session:
             self.messages += added
             try:
                 prompt = self._template.render(
-                    self.messages, tools=self.tools, enable_thinking=enable_thinking
+                    plan.visible(self.messages), tools=self.tools, enable_thinking=plan.enable_thinking
                 )
                 request = GenerationRequest(
                     tokens=self._engine.tokenize(prompt),
@@ -225,6 +235,7 @@ class Session:
                     starts_thinking=opens_thought(prompt),
                     tool_names=tuple(tool["function"]["name"] for tool in self.tools),
                     logprobs=logprobs,
+                    thinking=plan.limits,
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
             finally:
@@ -264,11 +275,18 @@ class Session:
         finally:
             self._streaming = False
 
-    def recommended_sampling(self, thinking: Switch | None = None) -> SamplingConfig:
-        """Return the sampling that the authors of this model recommend for a mode; stream()'s default."""
-        thinks = self._template.thinking is not ThinkingSupport.NEVER and thinking != "off"
+    def recommended_sampling(self, thinking: ThinkingLike | None = None, turn: Turn = ()) -> SamplingConfig:
+        """Return the sampling that the authors of this model recommend for a mode; stream()'s default.
+
+        Args:
+            thinking: As for stream().
+            turn: What will be said, which may hold a switch.
+        """
+        config = thinking_config(thinking)
+        switchable = self._template.thinking is ThinkingSupport.SWITCHED
+        plan = self._thinking_plan(config if switchable else None, as_messages(turn))
         info = self._engine.info
-        return recommended_sampling(info.architecture, thinking=thinks, name=info.name)
+        return recommended_sampling(info.architecture, thinking=plan.mode != "off", name=info.name)
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""
@@ -290,24 +308,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def _thinking_switch(self, thinking: Switch | None) -> bool | None:
-        """Return the value of the template's enable_thinking, or None to leave it undefined."""
-        if thinking not in (None, "on", "off"):
-            raise ConfigError(f"thinking must be 'on' or 'off' (not {thinking!r})")
-        support = self._template.thinking
-        if support is ThinkingSupport.SWITCHED:
-            return None if thinking is None else thinking == "on"
-        if thinking == "on" and support is ThinkingSupport.NEVER:
-            raise UnsupportedError(
-                f"{self._engine.info.name or 'this model'} does not think: its template has no thinking mode",
-                hint='Leave thinking out, or use a Qwen3 model. (thinking="off" is fine.)',
-            )
-        if thinking == "off" and support is ThinkingSupport.ALWAYS:
-            raise UnsupportedError(
-                f"{self._engine.info.name or 'this model'} always thinks: its template opens every answer with a thought",
-                hint="Leave thinking out, or use a model with both modes.",
-            )
-        return None
+    def _thinking_plan(self, thinking: ThinkingLike | None, added: Sequence[Message]) -> ThinkingPlan:
+        """Return what becomes of a turn's thinking; errors as in stream()."""
+        return plan_thinking(
+            thinking_config(thinking),
+            self._template.thinking,
+            [*self.messages, *added],
+            model_name=self._engine.info.name,
+        )
 
 
 class ReplyStream:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 ChunkKind = Literal["text", "thinking", "tool_call"]
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "thinking_budget", "loop", "cancelled"]
+ThoughtCut = Literal["budget", "reserve", "loop", "end"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,16 @@ class GenerationStats:
         prompt_tokens: Length of the rendered conversation in tokens, cached ones included.
         cached_tokens: How many of them were already in the KV cache.
         generated_tokens: Tokens produced, thinking and end token included.
-        thinking_tokens: How many of them were thinking.
+        thinking_tokens: How many of them were thinking, its closing tag included and its opening tag not.
         ttft_s: Seconds from the call to the first sampled token: template, tokenizing, prefill, sampling.
         prefill_s: Seconds spent evaluating the prompt_tokens - cached_tokens new prompt tokens.
         decode_s: Seconds from the first sampled token to the last.
         peak_memory_bytes: Largest resident size of the process so far.
+        closing_tokens: Tokens that the engine put into the reply to close a thought. They are not in generated_tokens,
+            but count for max_tokens and take time of decode_s.
+        thought_cut: What ended the thought in the model's place: "budget" (its budget), "reserve" (the tokens kept for
+            the answer), "loop" (it repeated itself), "end" (the model ended its reply while it still thought). None when
+            the model closed the thought itself, or had none.
     """
 
     prompt_tokens: int
@@ -140,6 +146,13 @@ class GenerationStats:
     prefill_s: float
     decode_s: float
     peak_memory_bytes: int
+    closing_tokens: int = 0
+    thought_cut: ThoughtCut | None = None
+
+    @property
+    def answer_tokens(self) -> int:
+        """Generated tokens that were no thinking: text, calls, an opening tag, the end token."""
+        return self.generated_tokens - self.thinking_tokens
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -160,6 +173,9 @@ class GenerationStats:
             "cached_tokens": self.cached_tokens,
             "generated_tokens": self.generated_tokens,
             "thinking_tokens": self.thinking_tokens,
+            "answer_tokens": self.answer_tokens,
+            "closing_tokens": self.closing_tokens,
+            "thought_cut": self.thought_cut,
             "ttft_s": round(self.ttft_s, 6),
             "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 3),
             "decode_tokens_per_s": round(self.decode_tokens_per_s, 3),
@@ -175,7 +191,17 @@ class Reply:
         text: The answer, without thinking and without tool-call markup.
         thinking: The reasoning, "" when there was none.
         tool_calls: Calls that the model asks for, in order.
-        finish_reason: "stop" (the model ended), "length" (max_tokens or the context), "tool_calls" or "cancelled".
+        finish_reason: Why it ended; where several hold, the first of these:
+
+            - "cancelled": by cancel(), Ctrl-C or leaving the stream early.
+            - "length": max_tokens or the end of the context came first. (A thought leaves room for an answer; only a
+              limit of a few tokens can end inside one.)
+            - "loop": the answer repeated itself and was ended; or the model had nothing to say, also when asked once
+              more, or would not stop thinking. The text may be empty.
+            - "tool_calls": the model ended, and asks for the calls in tool_calls.
+            - "thinking_budget": the thought was cut (stats.thought_cut says at what: "budget", "reserve" or "loop"), and the
+              answer then came to its own end.
+            - "stop": the model ended, with an answer.
         stats: What it cost.
         logprobs: One entry for each generated token, thinking and end token included; None unless asked for.
     """
@@ -186,6 +212,11 @@ class Reply:
     finish_reason: FinishReason
     stats: GenerationStats = field(repr=False)
     logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the model came to its own end with an answer or calls: stop, tool_calls or thinking_budget."""
+        return self.finish_reason in ("stop", "tool_calls", "thinking_budget")
 
     @property
     def message(self) -> Message:

@@ -27,7 +27,7 @@ _FENCE = "```"
 State = Literal["text", "thinking", "tool"]
 
 _LEADS_TO: dict[State, dict[str, State]] = {
-    "text": {THINK_OPEN: "thinking", TOOL_OPEN: "tool"},
+    "text": {THINK_OPEN: "thinking", TOOL_OPEN: "tool", THINK_CLOSE: "text"},
     "thinking": {THINK_CLOSE: "text"},  # a call inside a thought is a thought, not a call
     "tool": {TOOL_CLOSE: "text"},
 }
@@ -68,6 +68,15 @@ class ReplyParser:
         """The complete calls so far."""
         return tuple(self._calls)
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether anything but thoughts and blanks has come, held back or not."""
+        held = "" if self.state == "thinking" else self._pending
+        return self.state == "tool" or bool(held.strip()) or self._has_said_something()
+
+    def _has_said_something(self) -> bool:
+        return bool(self._calls or (self._undecided or "").strip() or self.text.strip())
+
     def feed(self, piece: str) -> list[Chunk]:
         """Take the next piece of the stream."""
         chunks: list[Chunk] = []
@@ -78,7 +87,10 @@ class ReplyParser:
             if tag:
                 self._take(self._pending[:position], chunks)
                 self._pending = self._pending[position + len(tag) :]
-                self._enter(tags[tag], chunks)
+                if self.state == tags[tag]:
+                    self._take_stray_close(chunks)
+                else:
+                    self._enter(tags[tag], chunks)
                 continue
             safe = len(self._pending) - _held_back(self._pending, tags)
             self._take(self._pending[:safe], chunks)
@@ -94,14 +106,26 @@ class ReplyParser:
         if self.state == "tool":
             self._end_call(chunks, closed=False)
             self.state = "text"
+        elif self.state == "thinking":
+            self._enter("text", chunks)
         self._decide(chunks)
         return chunks
+
+    def _take_stray_close(self, chunks: list[Chunk]) -> None:
+        """Take a closing tag outside of a thought: a word of the answer, but no answer begins with one.
+
+        A model whose thought was closed for it may close it once more.
+        """
+        if self._has_said_something():
+            self._take(THINK_CLOSE, chunks)
 
     def _enter(self, state: State, chunks: list[Chunk]) -> None:
         if self.state == "tool":
             self._end_call(chunks, closed=True)
-        elif self.state == "text" and state == "tool":
-            self._decide(chunks)
+        elif state == "tool" or (self._undecided or "").strip():
+            self._decide(chunks)  # what comes next is no part of a bare call
+        elif self._undecided:
+            self._undecided = ""  # blanks before a thought
         self.state = state
         self._at_start, self._newlines = True, ""
 

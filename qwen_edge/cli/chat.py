@@ -77,7 +77,7 @@ def _read_line(interactive: bool) -> str | None:
 
 def _answer(session: Session, text: str, options: GenerationOptions, output_format: str) -> Reply | None:
     """Give one answer; Ctrl-C ends it and the conversation goes on."""
-    sampling = options.sampling(session.recommended_sampling(options.thinking))
+    sampling = options.sampling(session.recommended_sampling(options.thinking, text))
     stream = session.stream(text, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling)
     try:
         with ctrl_c_cancels(session):

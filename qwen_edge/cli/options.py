@@ -10,7 +10,16 @@ from typing import Any
 
 import click
 
-from qwen_edge.config import DEFAULT_N_CTX, AdapterConfig, LoadConfig, SamplingConfig, Switch
+from qwen_edge.config import (
+    DEFAULT_N_CTX,
+    AdapterConfig,
+    LoadConfig,
+    SamplingConfig,
+    Switch,
+    ThinkingLike,
+    thinking_config,
+)
+from qwen_edge.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +27,7 @@ class GenerationOptions:
     """What the person asked for: how to load, how to answer."""
 
     load: LoadConfig
-    thinking: Switch | None
+    thinking: ThinkingLike | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -38,6 +47,16 @@ class GenerationOptions:
         return dataclasses.replace(
             recommended, **{name: value for name, value in asked.items() if value is not None}
         )
+
+
+def parse_thinking(value: str) -> ThinkingLike:
+    """Return what `--thinking on|off|auto|N` asks for."""
+    try:
+        return thinking_config(int(value) if value.strip().isdecimal() else value.strip())  # type: ignore[arg-type]
+    except ConfigError:
+        raise click.BadParameter(
+            f"{value!r} is neither on, off, auto nor a number of tokens, as in --thinking 256."
+        ) from None
 
 
 def parse_adapter(value: str) -> AdapterConfig:
@@ -60,7 +79,8 @@ def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Call
 
 
 _OPTIONS = (
-    click.option("--thinking", type=click.Choice(["on", "off"]), help="Think first, or answer at once. Default: the model's."),
+    click.option("--thinking", type=parse_thinking, metavar="on|off|auto|N",
+                 help="Think first, answer at once, as the model is used to, or think for at most N tokens. Default: auto."),
     click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens, thinking included."),
     click.option("--n-ctx", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True, help="Context, in tokens."),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores."),
@@ -81,7 +101,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def with_options(
         *args: Any,
-        thinking: Switch | None,
+        thinking: ThinkingLike | None,
         max_tokens: int | None,
         n_ctx: int,
         threads: int | None,

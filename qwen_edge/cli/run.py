@@ -29,7 +29,7 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     with load(file, options.load) as model, model.session(system=system) as session:
-        sampling = options.sampling(session.recommended_sampling(options.thinking))
+        sampling = options.sampling(session.recommended_sampling(options.thinking, prompt))
         stream = session.stream(
             prompt, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling
         )

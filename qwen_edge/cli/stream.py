@@ -16,6 +16,12 @@ import click
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
+_ENDINGS = {
+    "length": "cut off by the token limit",
+    "thinking_budget": "the thought was cut short",
+    "loop": "stopped because it led nowhere",
+}
+
 
 @contextlib.contextmanager
 def ctrl_c_cancels(session: Session) -> Iterator[None]:
@@ -83,9 +89,7 @@ def show_stats(reply: Reply) -> None:
         f"peak {stats.peak_memory_bytes / 1e6:.0f} MB",
     ]
     if reply.finish_reason != "stop":
-        parts.insert(
-            0, {"length": "cut off by the token limit"}.get(reply.finish_reason, reply.finish_reason)
-        )
+        parts.insert(0, _ENDINGS.get(reply.finish_reason, reply.finish_reason))
     _dim(", ".join(parts) + "\n")
 
 

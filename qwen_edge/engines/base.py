@@ -120,6 +120,10 @@ class Context(ABC):
         """
 
     @abstractmethod
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """Rule tokens out for the next sample() from these logits; what is appended afterwards is free again."""
+
+    @abstractmethod
     def cancel(self) -> None:
         """Make the append() in flight, and later ones, raise CancelledError. Callable from any thread."""
 

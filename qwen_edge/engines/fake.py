@@ -60,6 +60,9 @@ class FakeContext(Context):
         self.n_batch = min(engine.config.n_batch, self.n_ctx)
         self._tokens: list[int] = []
         self._planned: list[int] | None = None
+        self._sampled: int | None = None
+        self._is_continued = False
+        self._forbidden: frozenset[int] = frozenset()
         self._cancelled = False
         self._closed = False
         self.evaluated_tokens = 0
@@ -80,6 +83,12 @@ class FakeContext(Context):
         if self.n_past + len(tokens) > self.n_ctx:
             raise ContextOverflowError(f"{self.n_past} + {len(tokens)} tokens do not fit in {self.n_ctx}")
         self._engine.on_append(tokens)
+        if tuple(tokens) != (self._sampled,):
+            self._planned, self._is_continued = (
+                None,
+                True,
+            )  # put into its mouth: the reply takes another course
+        self._forbidden = frozenset()
         self._tokens += tokens
         self.evaluated_tokens += len(tokens)
 
@@ -90,14 +99,29 @@ class FakeContext(Context):
     def start_sampling(self, config: SamplingConfig) -> None:
         """See Context.start_sampling."""
         self.sampling = config
-        self._planned = None
+        self._planned, self._is_continued = None, False
 
     def sample(self) -> int:
-        """See Context.sample: the script is asked at the first token of a reply."""
+        """See Context.sample.
+
+        The script is asked at the first token of a reply, and again, with the reply so far behind the prompt, when the
+        caller put tokens into it or ruled one out. Then a thought is over: what stands behind it goes on.
+        """
+        engine = self._engine
         if self._planned is None:
-            prompt = self._engine.text(self._tokens)
-            self._planned = [*self._engine.tokenize(self._engine.script(prompt)), self._engine.end_token]
-        return self._planned.pop(0) if self._planned else self._engine.end_token
+            text = engine.script(engine.text(self._tokens))
+            if self._is_continued:
+                text = text.rpartition("</think>")[2].lstrip("\n")
+            self._planned = [*engine.tokenize(text), engine.end_token, _FIRST_MARKER]
+        if self._forbidden:
+            self._planned = [token for token in self._planned if token not in self._forbidden]
+        self._sampled = self._planned.pop(0) if self._planned else _FIRST_MARKER
+        return self._sampled
+
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """See Context.forbid."""
+        self._forbidden = frozenset(tokens)
+        self._planned, self._is_continued = None, True
 
     def logits(self) -> NDArray[np.float32]:
         """See Context.logits: as in score()."""
@@ -132,7 +156,8 @@ class FakeEngine(Engine):
         """Make one.
 
         Args:
-            script: The raw reply, markers included, or a function from the rendered prompt to it.
+            script: The raw reply, markers included, or a function from the rendered prompt to it. Asked again, with the
+                reply so far behind the prompt, when a thought is closed for it or an end token ruled out.
             config: n_ctx and n_batch are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.

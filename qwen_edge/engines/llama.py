@@ -69,6 +69,10 @@ class LlamaContext(Context):
         self._native.copy_logits(row[np.newaxis])
         return row
 
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """See Context.forbid: the logits are changed in place."""
+        self._native.last_logits()[list(tokens)] = -np.inf
+
     def cancel(self) -> None:
         """See Context.cancel."""
         self._native.cancel()

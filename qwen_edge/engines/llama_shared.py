@@ -135,6 +135,10 @@ class SharedContext(Context):
         """See Context.logits."""
         return self._logits.copy()
 
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """See Context.forbid: this session's copy is changed."""
+        self._logits[list(tokens)] = -np.inf
+
     def sample(self) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
