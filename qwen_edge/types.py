@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 ChunkKind = Literal["text", "thinking", "tool_call"]
+PrefixCacheUse = Literal["off", "short", "memory", "hit", "miss"]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
@@ -98,6 +99,10 @@ class GenerationStats:
         prefill_s: Seconds spent evaluating the prompt_tokens - cached_tokens new prompt tokens.
         decode_s: Seconds from the first sampled token to the last.
         peak_memory_bytes: Largest resident size of the process so far.
+        prefix_cache: What the prefix cache on disk did: "hit" (a prefix was loaded), "miss" (it was evaluated, and is
+            being stored), "memory" (the session's KV cache held it already), "short" (not worth keeping), "off".
+        prefix_saved_s: For a hit the seconds that evaluating the prefix took when it was stored, minus those that
+            loading it took; an estimate, and negative where the cache did not pay.
     """
 
     prompt_tokens: int
@@ -108,6 +113,8 @@ class GenerationStats:
     prefill_s: float
     decode_s: float
     peak_memory_bytes: int
+    prefix_cache: PrefixCacheUse = "off"
+    prefix_saved_s: float = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -132,6 +139,8 @@ class GenerationStats:
             "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 3),
             "decode_tokens_per_s": round(self.decode_tokens_per_s, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "prefix_cache": self.prefix_cache,
+            "prefix_saved_s": round(self.prefix_saved_s, 6),
         }
 
 
