@@ -25,7 +25,8 @@ class Checkpoint:
 
     Attributes:
         n_tokens: Length of the prefix.
-        reached: Called once when the cache holds exactly this, with the seconds that the whole prefix takes.
+        reached: Called once when the cache holds exactly this, with the seconds that the whole prefix takes; where part
+            of it was there before, estimated from the rest.
     """
 
     n_tokens: int

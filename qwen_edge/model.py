@@ -143,7 +143,7 @@ class Model:
             NativeError, UnsupportedError: As in session().
         """
         with self.session(system=system, tools=tools) as session:
-            return session.prewarm()
+            return session._prefixes.prewarm(session._idle_cache(), session.messages, session.tools)
 
     def close(self) -> None:
         """Close the sessions and free the weights."""

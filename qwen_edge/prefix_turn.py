@@ -101,7 +101,7 @@ class SessionPrefixes:
     def prewarm(
         self, cache: TokenCache, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
     ) -> Prewarmed:
-        """Evaluate the prefix of a conversation and store it, unless it is there."""
+        """Evaluate the prefix of a new conversation and store it, unless it is there."""
         meter = Meter()
         start = time.perf_counter()
 
@@ -117,8 +117,9 @@ class SessionPrefixes:
         if self._load(prefix, cache, meter):
             return result("present")
         cache.prefill(prefix, meter)
+        prefill_s = meter.prefill_seconds()
         tokens, state = cache.save()
-        return result("stored" if store.store(tokens, state, meter.prefill_seconds()) else "failed")
+        return result("stored" if store.store(tokens, state, prefill_s) else "failed")
 
     def _load(self, prefix: tuple[int, ...], cache: TokenCache, meter: Meter) -> bool:
         assert self._store is not None, "Bug: no store to load from"

@@ -13,7 +13,7 @@ from qwen_edge.engines.base import Engine
 from qwen_edge.generation import TokenCache
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.overflow import OverflowPolicy
-from qwen_edge.prefix_turn import Prewarmed, SessionPrefixes
+from qwen_edge.prefix_turn import SessionPrefixes
 from qwen_edge.types import Message, Reply
 
 if TYPE_CHECKING:
@@ -156,15 +156,6 @@ class SessionHistory:
             session.send("Who signed it?")
         """
         self._prefixes.n_marked = len(self.messages)
-
-    def prewarm(self) -> Prewarmed:
-        """Evaluate the conversation so far and store it in the prefix cache, unless it is there. See Model.prewarm().
-
-        Raises:
-            ContextOverflowError: It does not fit.
-        """
-        self.mark_prefix()
-        return self._prefixes.prewarm(self._idle_cache(), self.messages, self.tools)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file: messages, tools and the KV cache, so that nothing needs to be evaluated again.
