@@ -140,7 +140,7 @@ def test_an_entry_under_a_foreign_name_is_not_used(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_session_can_outgrow_a_context_that_the_prefix_fits_in() -> None:
+def test_the_length_of_the_context_does_not_matter() -> None:
     ask()
     with Model(FakeEngine("ok", config=LoadConfig(n_ctx=600))) as model:
         assert model.session(system=SYSTEM, tools=[TOOL]).send("Hi").stats.prefix_cache == "hit"
