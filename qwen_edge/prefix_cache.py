@@ -78,6 +78,7 @@ class PrefixCache:
         self.min_tokens = min_tokens
         self._make_fingerprint = fingerprint
         self._writers: list[threading.Thread] = []
+        self._lock = threading.Lock()
 
     @functools.cached_property
     def _fingerprint(self) -> Mapping[str, Any] | None:
@@ -140,14 +141,16 @@ class PrefixCache:
         writer = threading.Thread(
             target=self.store, args=(tuple(tokens), state, prefill_s), name="qwen-edge-prefix-cache"
         )
-        writer.start()
-        self._writers = [thread for thread in self._writers if thread.is_alive()]
-        self._writers.append(writer)
+        with self._lock:
+            writer.start()
+            self._writers = [*(thread for thread in self._writers if thread.is_alive()), writer]
 
     def wait(self) -> None:
         """Return when all that was to be stored later is."""
-        while self._writers:
-            self._writers.pop().join()
+        with self._lock:
+            writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.join()
 
     def remove(self, tokens: Sequence[int]) -> None:
         """Remove the entry of a prefix, if there is one."""

@@ -51,7 +51,7 @@ class SessionPrefixes:
         self._template = template
         self._store = store
         self._found: dict[Any, tuple[int, ...]] = {}
-        self.n_marked = 0
+        self.marked: tuple[Message, ...] = ()
 
     def begin_turn(
         self,
@@ -77,10 +77,13 @@ class SessionPrefixes:
         """
         if self._store is None or not self._store.is_usable or len(prompt) >= cache.context.n_ctx:
             return None
+        beginnings = [tuple(messages[: history.head_length(messages)])]
+        if self.marked and self.marked == tuple(messages[: len(self.marked)]):
+            beginnings.append(self.marked)
         prefixes = [
             prefix
-            for count in {history.head_length(messages), min(self.n_marked, len(messages))}
-            if (prefix := self._prefix(messages[:count], tools, enable_thinking))
+            for beginning in beginnings
+            if (prefix := self._prefix(beginning, tools, enable_thinking))
             and tuple(prompt[: len(prefix)]) == prefix
             and self._store.min_tokens <= len(prefix) < len(prompt)
         ]

@@ -139,7 +139,7 @@ class SessionHistory:
         assert self._new_session is not None, "Bug: a session that no model made"
         twin = self._new_session(tools=self.tools, overflow_policy=self._overflow)
         twin.messages[:] = self.messages
-        twin._prefixes.n_marked = self._prefixes.n_marked
+        twin._prefixes.marked = self._prefixes.marked
         twin._idle_cache().load(tokens, state)
         return twin
 
@@ -147,7 +147,7 @@ class SessionHistory:
         """Mark the conversation so far as a beginning that will come again: examples, or a document to be asked about.
 
         From the next turn on, the prefix cache on disk keeps it as it keeps the system prompt with the tools. A later
-        session that has the same messages, and marks them too, finds it there.
+        session that has the same messages, and marks them too, finds it there. The mark ends when they are changed.
 
         ::
 
@@ -155,7 +155,7 @@ class SessionHistory:
             session.mark_prefix()
             session.send("Who signed it?")
         """
-        self._prefixes.n_marked = len(self.messages)
+        self._prefixes.marked = tuple(self.messages)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file: messages, tools and the KV cache, so that nothing needs to be evaluated again.

@@ -100,7 +100,7 @@ class GenerationStats:
         decode_s: Seconds from the first sampled token to the last.
         peak_memory_bytes: Largest resident size of the process so far.
         prefix_cache: What the prefix cache on disk did: "hit" (a prefix was loaded), "miss" (it was evaluated, and is
-            being stored), "memory" (the session's KV cache held it already), "short" (not worth keeping), "off".
+            being stored), "memory" (the session's KV cache held it already), "short" (not worth keeping), "off" (or not asked).
         prefix_saved_s: For a hit the seconds that evaluating the prefix took when it was stored, minus those that
             loading it took; an estimate, and negative where the cache did not pay.
     """
