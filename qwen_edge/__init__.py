@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from qwen_edge.errors import QwenEdgeError as QwenEdgeError
     from qwen_edge.model import Model as Model
     from qwen_edge.model import load as load
+    from qwen_edge.overflow import TurnsDroppedWarning as TurnsDroppedWarning
+    from qwen_edge.prefix_turn import Prewarmed as Prewarmed
     from qwen_edge.session import Session as Session
+    from qwen_edge.session_file import StateRebuiltWarning as StateRebuiltWarning
     from qwen_edge.types import Chunk as Chunk
     from qwen_edge.types import GenerationStats as GenerationStats
     from qwen_edge.types import Message as Message
@@ -31,13 +34,16 @@ _HOME_OF = {
     "LoadConfig": "config",
     "Message": "types",
     "Model": "model",
+    "Prewarmed": "prefix_turn",
     "QwenEdgeError": "errors",
     "Reply": "types",
     "SamplingConfig": "config",
     "Session": "session",
+    "StateRebuiltWarning": "session_file",
     "ThinkingConfig": "config",
     "TokenLogprob": "types",
     "ToolCall": "types",
+    "TurnsDroppedWarning": "overflow",
     "load": "model",
 }
 
@@ -47,13 +53,16 @@ __all__ = [
     "LoadConfig",
     "Message",
     "Model",
+    "Prewarmed",
     "QwenEdgeError",
     "Reply",
     "SamplingConfig",
     "Session",
+    "StateRebuiltWarning",
     "ThinkingConfig",
     "TokenLogprob",
     "ToolCall",
+    "TurnsDroppedWarning",
     "load",
 ]
 

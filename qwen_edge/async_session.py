@@ -96,7 +96,7 @@ class AsyncReplyStream:
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run a function in the reply's thread; when the task is cancelled, end the reply, then raise."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, _call_last_reference, [function])
         try:
             await asyncio.wait((future,))
         except asyncio.CancelledError:
@@ -112,6 +112,15 @@ class AsyncReplyStream:
         """Let the thread go."""
         self._is_over = True
         self._executor.shutdown(wait=False)
+
+
+def _call_last_reference(box: list[Callable[[], T]]) -> T:
+    """Call the function in a box, and hold it no longer than that.
+
+    A pool's thread keeps what it was given for a moment after the result is out. A loop that was left meanwhile would
+    find its reply still going on.
+    """
+    return box.pop()()
 
 
 async def _uncancelled(future: asyncio.Future[T]) -> None:

@@ -103,6 +103,8 @@ class LoadConfig:
         safe_kernels: True keeps to the plain kernels (no repacking, no AMX); None decides by probing the native
             library once per machine in a child process.
         adapters: GGUF adapters that act on the model, each a path, a (path, scale) or an AdapterConfig; several add up.
+        prefix_cache: Keep the evaluated system prompt and tools in a file, so that the next process need not evaluate
+            them again. The file holds their tokens too. See qwen_edge.prefix_cache.
     """
 
     n_ctx: int = DEFAULT_N_CTX
@@ -114,6 +116,7 @@ class LoadConfig:
     n_sessions: int = 1
     safe_kernels: bool | None = None
     adapters: tuple[AdapterConfig, ...] = ()
+    prefix_cache: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from qwen_edge.paths import cache_root
 # system's clock, and look the same. Source: "racy-git" in git's technical documentation.
 _RACY_NS = 100_000_000
 _LOCK_TIMEOUT_S = 5.0
+
+# Source: llama.cpp, llama_split_path: "NAME-00001-of-00003.gguf".
+_FIRST_PART = re.compile(r"(?P<name>.*)-00001-of-(?P<count>\d{5})\.gguf")
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS digests"
@@ -63,6 +68,43 @@ def remember_digest(path: str | os.PathLike[str], digest: str) -> None:
     facts = _facts(Path(key).stat())
     if time.time_ns() - facts[1] >= _RACY_NS:
         _execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", key, *facts, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Which bytes a file held at one moment, at the price of looking at its directory entry.
+
+    Attributes:
+        facts: (path, size, modification time, inode) of the file, or of each part of a split one.
+    """
+
+    facts: tuple[tuple[str, tuple[int, int, int]], ...]
+
+    @classmethod
+    def of_parts(cls, path: str | os.PathLike[str]) -> FileIdentity:
+        """Look at a file; of a split GGUF file at all parts. What is missing is left out: loading will say so."""
+        first = Path(os.path.realpath(path))
+        parts = [first]
+        split = _FIRST_PART.fullmatch(first.name)
+        if split:
+            name, count = split["name"], int(split["count"])
+            parts = [first.with_name(f"{name}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+        return cls(tuple((str(part), _facts(part.stat())) for part in parts if part.is_file()))
+
+    def to_json(self) -> list[Any]:
+        """Return it JSON-ready: for each part the remembered SHA-256, where there is one, else the facts.
+
+        Nothing is hashed. The facts are as good as the digest, which is remembered under them, but differ between two
+        copies of a file.
+        """
+        return [self._digest(path, facts) or [path, *facts] for path, facts in self.facts]
+
+    @staticmethod
+    def _digest(path: str, facts: tuple[int, int, int]) -> str | None:
+        with contextlib.suppress(OSError):
+            digest = known_digest(path)
+            return digest if _facts(Path(path).stat()) == facts else None
+        return None
 
 
 def _facts(stat: os.stat_result) -> tuple[int, int, int]:

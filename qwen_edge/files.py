@@ -53,6 +53,18 @@ def _remove_stale_parts(target: Path) -> None:
             part.unlink(missing_ok=True)
 
 
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, whatever their target.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    for part in folder.glob(".*.part"):
+        pid = part.name.split(".")[-3]
+        if pid.isdigit() and not _is_running(int(pid)):
+            part.unlink(missing_ok=True)
+
+
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)

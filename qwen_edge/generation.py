@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.cancellation import Cancellation
@@ -15,7 +19,29 @@ from qwen_edge.config import SamplingConfig, ThinkingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
 from qwen_edge.logprobs import token_logprob
-from qwen_edge.types import Chunk, FinishReason, GenerationStats, Reply, ThoughtCut, TokenLogprob
+from qwen_edge.types import (
+    Chunk,
+    FinishReason,
+    GenerationStats,
+    PrefixCacheUse,
+    Reply,
+    ThoughtCut,
+    TokenLogprob,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A place in the prompt where the KV cache holds a prefix worth keeping.
+
+    Attributes:
+        n_tokens: Length of the prefix.
+        reached: Called once when the cache holds exactly this, with the seconds that the whole prefix takes; where part
+            of it was there before, estimated from the rest.
+    """
+
+    n_tokens: int
+    reached: Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +57,7 @@ class GenerationRequest:
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
         logprobs: Most likely alternatives to tell with each token; None tells no log-probabilities.
         thinking: When a thought is closed and a loop ended; None lets the model go on, as raw completion needs it.
+        checkpoint: Where prefill pauses once.
     """
 
     tokens: Sequence[int]
@@ -41,6 +68,7 @@ class GenerationRequest:
     ignore_end: bool = False
     logprobs: int | None = None
     thinking: ThinkingConfig | None = None
+    checkpoint: Checkpoint | None = None
 
 
 class TokenCache:
@@ -50,7 +78,36 @@ class TokenCache:
         self.context = context
         self._tokens: list[int] = []
 
-    def prefill(self, tokens: Sequence[int], meter: Meter) -> None:
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens in the KV cache."""
+        return tuple(self._tokens[: self.context.n_past])
+
+    def common_prefix(self, tokens: Sequence[int]) -> int:
+        """Return how many of the leading tokens are in the KV cache already."""
+        return min(_common_prefix(self._tokens, tokens), self.context.n_past)
+
+    def save(self) -> tuple[tuple[int, ...], NDArray[np.uint8]]:
+        """Return the tokens in the KV cache, and the cache as bytes.
+
+        Raises:
+            UnsupportedError: The engine cannot save it.
+        """
+        self.context.rewind(len(self.tokens))
+        self._tokens[:] = self.tokens  # Ctrl-C can strike between an evaluation and its record
+        return self.tokens, self.context.save_state()
+
+    def load(self, tokens: Sequence[int], state: Any) -> None:
+        """Put a saved KV cache in place of this one.
+
+        Raises:
+            FormatError: It does not fit. This cache is empty.
+        """
+        self._tokens = []
+        self.context.load_state(state, len(tokens))
+        self._tokens = list(tokens)
+
+    def prefill(self, tokens: Sequence[int], meter: Meter, checkpoint: Checkpoint | None = None) -> None:
         """Bring the cache to `tokens`, evaluating only what follows the longest common prefix.
 
         Raises:
@@ -68,10 +125,18 @@ class TokenCache:
         cached = context.n_past  # 0, for a memory that cannot be cut
         del self._tokens[cached:]
         meter.start_prefill(prompt_tokens=len(tokens), cached_tokens=cached)
-        for start in range(cached, len(tokens), context.n_batch):
-            part = tokens[start : start + context.n_batch]
-            context.append(part, wants_logits=start + len(part) == len(tokens))
+        pause = checkpoint.n_tokens if checkpoint is not None else 0
+        start = cached
+        while start < len(tokens):
+            end = min(start + context.n_batch, len(tokens))
+            if start < pause < end:
+                end = pause
+            part = tokens[start:end]
+            context.append(part, wants_logits=end == len(tokens))
             self._tokens += part
+            start = end
+            if checkpoint is not None and start == pause:
+                checkpoint.reached(meter.prefill_seconds() * pause / (pause - cached))
         meter.end_prefill()
 
     def append(self, tokens: Sequence[int]) -> None:
@@ -92,11 +157,17 @@ class Meter:
         self.generated_tokens = 0
         self.closing_tokens = 0
         self._thought_cut: ThoughtCut | None = None
+        self.prefix_cache: PrefixCacheUse = "off"
+        self.prefix_saved_s = 0.0
 
     def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what is about to be evaluated."""
         self._prompt_tokens, self._cached_tokens = prompt_tokens, cached_tokens
         self._prefill_start = time.perf_counter()
+
+    def prefill_seconds(self) -> float:
+        """Return the seconds since the evaluation began."""
+        return time.perf_counter() - self._prefill_start
 
     def end_prefill(self) -> None:
         """Note that the prompt is in the cache."""
@@ -128,6 +199,8 @@ class Meter:
             peak_memory_bytes=device.peak_memory_bytes(),
             closing_tokens=self.closing_tokens,
             thought_cut=self._thought_cut,
+            prefix_cache=self.prefix_cache,
+            prefix_saved_s=self.prefix_saved_s,
         )
 
 
@@ -167,7 +240,7 @@ def generate(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     finish: FinishReason = "cancelled"
     try:
-        cache.prefill(request.tokens, meter)
+        cache.prefill(request.tokens, meter, request.checkpoint)
         context.start_sampling(request.sampling)
         budget = context.n_ctx - context.n_past
         if request.max_tokens is not None:
@@ -184,14 +257,15 @@ def generate(
             token, unread = context.sample(), ()
             was_thinking = parser.state == "thinking"
             meter.count_token(thinking=was_thinking)
-            if logits is not None and request.logprobs is not None:
-                outcome.logprobs.append(token_logprob(logits, token, request.logprobs, engine.token_bytes))
             is_full = meter.generated_tokens + meter.closing_tokens >= budget
             if engine.is_end(token) and not request.ignore_end:
                 if not is_full and guard.goes_on(thinking=was_thinking, answered=parser.has_answer):
                     context.forbid((token,))  # for the next draw; a closed thought has other logits anyhow
                     continue
                 finish = "stop"
+            if logits is not None and request.logprobs is not None:
+                outcome.logprobs.append(token_logprob(logits, token, request.logprobs, engine.token_bytes))
+            if finish == "stop":
                 break
             yield from parser.feed(decoder.decode(engine.token_bytes(token)))
             if guard.gives_up(token, was_thinking=was_thinking, thinking=parser.state == "thinking"):

@@ -14,11 +14,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge import embedding, hub
+from qwen_edge import embedding, hub, session_file
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.errors import ClosedError
+from qwen_edge.kv_fingerprint import kv_fingerprint
+from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
+from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
+from qwen_edge.prefix_turn import Prewarmed
 from qwen_edge.session import Session
 
 
@@ -34,6 +38,10 @@ class Model:
         self._template = ChatTemplate(engine.info.chat_template, engine.info.special_texts)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()  # of the set: threads may begin and close sessions at once
+        self._prefix_store: PrefixCache | None = None
+        if engine.info.settings.get("prefix_cache"):
+            template = self._template  # the function must not hold this object
+            self._prefix_store = open_prefix_cache(lambda: kv_fingerprint(engine, template))
 
     @property
     def engine(self) -> Engine:
@@ -56,18 +64,42 @@ class Model:
         """The chat template."""
         return self._template
 
-    def session(self, *, system: str | None = None, tools: Sequence[Mapping[str, Any]] = ()) -> Session:
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        on_overflow: OverflowMode = "error",
+        on_drop: OnDrop | None = None,
+    ) -> Session:
         """Begin a conversation with a KV cache of its own.
 
         Args:
             system: What the model is told before the first turn.
             tools: JSON schemas that the model may call, in OpenAI's form or as bare functions.
+            on_overflow: When less than a quarter of the context (or than max_tokens) is left for a reply: "error" goes
+                on until a prompt does not fit and raises ContextOverflowError; "drop_oldest" takes the oldest turns out,
+                whole ones, until the prompt fills half the context; "summarise" does too, and the model's own summary of
+                them takes their place. The system message and the tools stay.
+            on_drop: Is told the messages that were taken out, each time. Without it a TurnsDroppedWarning is given.
 
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: Tools, and the template has no place for them.
+            ConfigError: on_overflow is none of the three.
         """
-        session = Session(self.engine, self._template, system=system, tools=tools, on_close=self._forget)
+        policy = OverflowPolicy(mode=on_overflow, on_drop=on_drop)
+        return self._new_session(system=system, tools=tools, overflow_policy=policy)
+
+    def _new_session(self, **settings: Any) -> Session:
+        session = Session(
+            self.engine,
+            self._template,
+            on_close=self._forget,
+            prefix_store=self._prefix_store,
+            new_session=self._new_session,
+            **settings,
+        )
         with self._lock:
             self._sessions.add(session)
         return session
@@ -136,12 +168,61 @@ class Model:
         with self._lock:
             self._sessions.discard(session)
 
+    def restore_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_overflow: OverflowMode = "error",
+        on_drop: OnDrop | None = None,
+    ) -> Session:
+        """Return a session that Session.save() wrote, ready to go on.
+
+        Its KV cache is taken from the file when weights, library, settings, adapters and template are as they were
+        then. Otherwise the conversation is restored all the same and evaluated again at the next turn: a
+        StateRebuiltWarning and `session.rebuilt_because` say what differs.
+
+        Args:
+            path: The file.
+            on_overflow: As in session(); it is not in the file.
+            on_drop: As in session().
+
+        Raises:
+            FormatError: The file is damaged, or no saved session.
+            OSError: It cannot be read.
+            NativeError, UnsupportedError: As in session().
+        """
+        messages, tools, content = session_file.read_session(path)
+        session = self.session(tools=tools, on_overflow=on_overflow, on_drop=on_drop)
+        session.messages[:] = messages
+        session_file.restore_cache(session, content, kv_fingerprint(self.engine, self._template))
+        return session
+
+    def prewarm(self, *, system: str | None = None, tools: Sequence[Mapping[str, Any]] = ()) -> Prewarmed:
+        """Evaluate a system prompt with tools now and keep it on disk, so that first answers come at once.
+
+        Sessions with the same two do so themselves at their first turn. This is for an installer, or for the moment
+        when an application starts.
+
+        ::
+
+            with qwen_edge.load("model.gguf") as model:
+                print(model.prewarm(system=SYSTEM, tools=TOOLS).status)
+
+        Raises:
+            ContextOverflowError: They do not fit in the context.
+            NativeError, UnsupportedError: As in session().
+        """
+        with self.session(system=system, tools=tools) as session:
+            return session._prefixes.prewarm(session._idle_cache(), session.messages, session.tools)
+
     def close(self) -> None:
         """Close the sessions and free the weights."""
         with self._lock:
             sessions = list(self._sessions)
         for session in sessions:
             session.close()
+        if self._prefix_store is not None:
+            self._prefix_store.wait()
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()

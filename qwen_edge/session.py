@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -15,16 +16,20 @@ from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
 from qwen_edge.config import SamplingConfig, ThinkingLike, thinking_config
 from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
-from qwen_edge.errors import ClosedError, ConfigError, UnsupportedError
+from qwen_edge.errors import CancelledError, ClosedError, ConfigError, UnsupportedError
 from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
 from qwen_edge.logprobs import check_alternatives
 from qwen_edge.openai_format import MessageLike, as_messages
+from qwen_edge.overflow import OverflowPolicy
+from qwen_edge.prefix_cache import PrefixCache
+from qwen_edge.prefix_turn import SessionPrefixes
+from qwen_edge.session_history import SessionHistory
 from qwen_edge.types import Chunk, Message, Reply, TokenLogprob
 
 Turn = str | MessageLike | Sequence[MessageLike]
 
 
-class Session:
+class Session(SessionHistory):
     """One conversation with a model.
 
     Keeps the history and a KV cache. A turn renders the whole history with the model's chat template, keeps the
@@ -42,6 +47,9 @@ class Session:
         system: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
         on_close: Callable[[Session], None] = lambda session: None,
+        overflow_policy: OverflowPolicy | None = None,
+        prefix_store: PrefixCache | None = None,
+        new_session: Callable[..., Session] | None = None,
     ) -> None:
         """Made by Model.session()."""
         self.tools = tuple(_as_openai_tool(tool) for tool in tools)
@@ -53,6 +61,9 @@ class Session:
         self._cache: TokenCache | None = TokenCache(engine.new_context())
         self._on_close = on_close
         self._streaming = False
+        self._overflow = overflow_policy or OverflowPolicy()
+        self._prefixes = SessionPrefixes(engine, template, prefix_store)
+        self._new_session = new_session
 
     def send(
         self,
@@ -222,27 +233,49 @@ class Session:
         """Add a turn to the history and generate its reply; without a token generated the turn is taken back."""
         meter = Meter()
         with self._generating(outcome, timeout_s) as cache:
-            history_length = len(self.messages)
             self.messages += added
             try:
-                prompt = self._template.render(
-                    plan.visible(self.messages), tools=self.tools, enable_thinking=plan.enable_thinking
-                )
+                render = functools.partial(self._render_as, plan)
+                prompt = render(self.messages)
+                tokens = self._engine.tokenize(prompt)
+                if self._overflow.wants_room(len(tokens), cache.context.n_ctx, max_tokens):
+                    self._overflow.make_room(
+                        self._engine, cache, self.messages, len(added), render,
+                        functools.partial(self._render, enable_thinking=self._without_thinking),
+                    )  # fmt: skip
+                    prompt = render(self.messages)
+                    tokens = self._engine.tokenize(prompt)
                 request = GenerationRequest(
-                    tokens=self._engine.tokenize(prompt),
+                    tokens=tokens,
                     sampling=sampling,
                     max_tokens=max_tokens,
                     starts_thinking=opens_thought(prompt),
                     tool_names=tuple(tool["function"]["name"] for tool in self.tools),
                     logprobs=logprobs,
                     thinking=plan.limits,
+                    checkpoint=self._prefixes.begin_turn(
+                        cache, tokens, plan.visible(self.messages), self.tools, plan.enable_thinking, meter
+                    ),
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
+            except CancelledError:  # while the earlier conversation was summarised
+                outcome.reply = Reply("", "", (), "cancelled", meter.stats())
             finally:
                 if outcome.reply is not None and outcome.reply.stats.generated_tokens > 0:
                     self.messages.append(outcome.reply.message)
                 else:
-                    del self.messages[history_length:]
+                    del self.messages[len(self.messages) - len(added) :]
+
+    def _render_as(self, plan: ThinkingPlan, messages: Sequence[Message]) -> str:
+        return self._render(plan.visible(messages), plan.enable_thinking)
+
+    def _render(self, messages: Sequence[Message], enable_thinking: bool | None) -> str:
+        return self._template.render(messages, tools=self.tools, enable_thinking=enable_thinking)
+
+    @property
+    def _without_thinking(self) -> bool | None:
+        """Value of the template's enable_thinking for text of our own making; None where it has no such switch."""
+        return False if self._template.thinking is ThinkingSupport.SWITCHED else None
 
     def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
         meter = Meter()

@@ -10,6 +10,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 ChunkKind = Literal["text", "thinking", "tool_call"]
 FinishReason = Literal["stop", "length", "tool_calls", "thinking_budget", "loop", "cancelled"]
 ThoughtCut = Literal["budget", "reserve", "loop", "end"]
+PrefixCacheUse = Literal["off", "short", "memory", "hit", "miss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,10 @@ class GenerationStats:
         thought_cut: What ended the thought in the model's place: "budget" (its budget), "reserve" (the tokens kept for
             the answer), "loop" (it repeated itself), "end" (the model ended its reply while it still thought). None when
             the model closed the thought itself, or had none.
+        prefix_cache: What the prefix cache on disk did: "hit" (a prefix was loaded), "miss" (it was evaluated, and is
+            being stored), "memory" (the session's KV cache held it already), "short" (not worth keeping), "off" (or not asked).
+        prefix_saved_s: For a hit the seconds that evaluating the prefix took when it was stored, minus those that
+            loading it took; an estimate, and negative where the cache did not pay.
     """
 
     prompt_tokens: int
@@ -148,6 +153,8 @@ class GenerationStats:
     peak_memory_bytes: int
     closing_tokens: int = 0
     thought_cut: ThoughtCut | None = None
+    prefix_cache: PrefixCacheUse = "off"
+    prefix_saved_s: float = 0.0
 
     @property
     def answer_tokens(self) -> int:
@@ -180,6 +187,8 @@ class GenerationStats:
             "prefill_tokens_per_s": round(self.prefill_tokens_per_s, 3),
             "decode_tokens_per_s": round(self.decode_tokens_per_s, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "prefix_cache": self.prefix_cache,
+            "prefix_saved_s": round(self.prefix_saved_s, 6),
         }
 
 

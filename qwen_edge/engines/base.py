@@ -132,6 +132,26 @@ class Context(ABC):
         """Forget an earlier cancel()."""
 
     @abstractmethod
+    def save_state(self) -> NDArray[np.uint8]:
+        """Return the KV cache as bytes: uint8 [n_bytes], a copy that load_state() takes.
+
+        Raises:
+            UnsupportedError: The engine cannot save the memory of this model.
+        """
+
+    @abstractmethod
+    def load_state(self, data: Any, n_tokens: int) -> None:
+        """Put a saved KV cache in place of this one.
+
+        Args:
+            data: What save_state() of a context with an equal Engine.state_identity() returned; any buffer.
+            n_tokens: Tokens in it.
+
+        Raises:
+            FormatError: It is damaged or does not fit. The cache is empty.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Free it, after the call in flight. Any number of times."""
 
@@ -191,6 +211,13 @@ class Engine(ABC):
             ContextOverflowError: A text has more tokens than n_ctx.
         """
         raise UnsupportedError(f"the engine {self.info.engine!r} has no embedding models and no rerankers")
+
+    def state_identity(self) -> dict[str, Any] | None:
+        """Return what a saved KV cache depends on besides its tokens: weights, build, types, adapters. JSON-ready.
+
+        A state fits where this is equal. None: the engine cannot save states.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

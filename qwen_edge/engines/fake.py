@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
-from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, FormatError
 
 MARKERS = (
     "<|endoftext|>",
@@ -136,6 +136,22 @@ class FakeContext(Context):
         """See Context.clear_cancel."""
         self._cancelled = False
 
+    def save_state(self) -> NDArray[np.uint8]:
+        """See Context.save_state: the tokens themselves."""
+        return np.array([self._engine.state_magic, *self._tokens], dtype="<i4").view(np.uint8)
+
+    def load_state(self, data: Any, n_tokens: int) -> None:
+        """See Context.load_state."""
+        if self._closed:
+            raise ClosedError("the context is closed")
+        self._tokens = []
+        state = np.frombuffer(data, dtype=np.uint8)
+        if len(state) != 4 * (n_tokens + 1) or state.view("<i4")[0] != self._engine.state_magic:
+            raise FormatError("a saved state does not fit this context")
+        if n_tokens > self.n_ctx:
+            raise FormatError(f"a saved state holds {n_tokens} tokens, the context {self.n_ctx}")
+        self._tokens = state.view("<i4")[1:].tolist()
+
     def close(self) -> None:
         """See Context.close."""
         self._closed = True
@@ -179,9 +195,10 @@ class FakeEngine(Engine):
             n_params=0,
             n_ctx_train=self.config.n_ctx,
             weights_bytes=0,
-            settings={"n_ctx": self.config.n_ctx},
+            settings={"n_ctx": self.config.n_ctx, "prefix_cache": self.config.prefix_cache},
             pooling=pooling,
         )
+        self.state_magic = 1
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
         """See Engine.tokenize."""
@@ -235,6 +252,10 @@ class FakeEngine(Engine):
         size = self.info.pooling.size
         shares = [np.bincount(tokens, minlength=size)[:size] / len(tokens) for tokens in texts]
         return np.array(shares, dtype=np.float32).reshape(len(texts), size)
+
+    def state_identity(self) -> dict[str, Any]:
+        """See Engine.state_identity: two engines with the same `state_magic` take each other's states."""
+        return {"engine": self.info.engine, "state_magic": self.state_magic}
 
     def close(self) -> None:
         """See Engine.close."""

@@ -6,17 +6,18 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
+from qwen_edge.digests import FileIdentity
 from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
 from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ContextOverflowError
-from qwen_edge.native import probe
+from qwen_edge.native import library, probe, state
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
 from qwen_edge.native.pooling import pooled_output, pooled_size, pooling_type
 from qwen_edge.native.sampler import NativeSampler
@@ -81,6 +82,14 @@ class LlamaContext(Context):
         """See Context.clear_cancel."""
         self._native.clear_cancel()
 
+    def save_state(self) -> NDArray[np.uint8]:
+        """See Context.save_state."""
+        return state.save_state(self._native)
+
+    def load_state(self, data: Any, n_tokens: int) -> None:
+        """See Context.load_state."""
+        state.load_state(self._native, data, n_tokens)
+
     def close(self) -> None:
         """See Context.close."""
         self._native.close()  # first: from here on nobody samples
@@ -105,6 +114,8 @@ class LlamaEngine(Engine):
             NativeCrashError: The library dies on this machine whatever the kernels.
         """
         check_is_gguf(path)
+        # Of the files as they are now: what stands there later is not what is in memory.
+        self._weights = FileIdentity.of_parts(path)
         safe_kernels = config.safe_kernels
         if safe_kernels is None:
             verdict = probe.probe(path)
@@ -112,6 +123,7 @@ class LlamaEngine(Engine):
             if safe_kernels:
                 warnings.warn(verdict.warning(), probe.NativeFallbackWarning, stacklevel=2)
         self._config = config
+        self._adapters = [FileIdentity.of_parts(each.path) for each in config.adapters]
         self._n_threads = config.n_threads or device.usable_cores()
         self._shared: SharedCache | None = None
         self._model = model = NativeModel(
@@ -138,6 +150,7 @@ class LlamaEngine(Engine):
                 "flash_attention": config.flash_attention,
                 "kv_type": config.kv_type,
                 "load_mode": config.load_mode,
+                "prefix_cache": config.prefix_cache,
                 "kernels": "safe" if safe_kernels else "fast",
                 "adapters": [{"path": str(each.path), "scale": each.scale} for each in config.adapters],
             },
@@ -207,6 +220,25 @@ class LlamaEngine(Engine):
     def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """See Engine.pooled."""
         return pooled_output(self._model, texts, self._config, self._n_threads)
+
+    def state_identity(self) -> dict[str, Any] | None:
+        """See Engine.state_identity.
+
+        n_ctx and the number of threads are not in it: the form of a state does not depend on them.
+        """
+        if self._config.n_sessions > 1:
+            return None
+        settings = self.info.settings
+        return {
+            "engine": self.info.engine,
+            "build": [library.build_facts()["version"], library.library_fingerprint(), library.system_info()],
+            "weights": self._weights.to_json(),
+            "adapters": [
+                [identity.to_json(), each.scale]
+                for identity, each in zip(self._adapters, self._config.adapters, strict=True)
+            ],
+            **{name: settings[name] for name in ("kv_type", "flash_attention", "kernels")},
+        }
 
     def close(self) -> None:
         """See Engine.close."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context
 from qwen_edge.engines.batching import Request, Scheduler
-from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError
+from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, UnsupportedError
 from qwen_edge.native.batch import NativeBatchContext
 from qwen_edge.native.handles import NativeModel
 from qwen_edge.native.sampler import NativeSampler
@@ -93,16 +93,16 @@ class SharedContext(Context):
     def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
         """See Context.append: waits for a call that others take part in."""
         assert 0 < len(tokens) <= self.n_batch, f"Bug: {len(tokens)} tokens for a batch of {self.n_batch}"
-        if self._n_past + len(tokens) > self.n_ctx:
+        if self.n_past + len(tokens) > self.n_ctx:
             raise ContextOverflowError(
-                f"{self._n_past} + {len(tokens)} tokens do not fit in a context of {self.n_ctx}",
-                hint=f"Load with a larger n_ctx (at least {self._n_past + len(tokens)}) or shorten the conversation.",
+                f"{self.n_past} + {len(tokens)} tokens do not fit in a context of {self.n_ctx}",
+                hint=f"Load with a larger n_ctx (at least {self.n_past + len(tokens)}) or shorten the conversation.",
             )
         with self._lock:
             assert self.handle, "Bug: handle raises when closed"
             request = Request(
                 self._sequence,
-                self._n_past,
+                self.n_past,
                 tuple(tokens),
                 self._logits if wants_logits else None,
                 lambda: self._is_cancelled,
@@ -110,13 +110,13 @@ class SharedContext(Context):
             try:
                 self._scheduler.run(request)
             except BaseException:
-                self._native.rewind(self._sequence, self._n_past)
+                self._native.rewind(self._sequence, self.n_past)
                 raise
             self._n_past += len(tokens)
 
     def rewind(self, n_tokens: int) -> None:
         """See Context.rewind."""
-        assert 0 <= n_tokens <= self._n_past, f"Bug: rewind to {n_tokens} of {self._n_past}"
+        assert 0 <= n_tokens <= self.n_past, f"Bug: rewind to {n_tokens} of {self.n_past}"
         with self._lock:
             assert self.handle, "Bug: handle raises when closed"
             self._n_past = self._native.rewind(self._sequence, n_tokens)
@@ -143,6 +143,25 @@ class SharedContext(Context):
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
         return self._sampler.sample(self)
+
+    def save_state(self) -> NDArray[np.uint8]:
+        """See Context.save_state: llama.cpp's form of one sequence among several is another, which is not read here.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "sessions that evaluate together (n_sessions above 1) cannot be saved or branched",
+            hint="Load with n_sessions=1 for that.",
+        )
+
+    def load_state(self, data: Any, n_tokens: int) -> None:
+        """See Context.load_state; save_state() tells why not.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        self.save_state()
 
     def cancel(self) -> None:
         """See Context.cancel: takes effect at the end of the call in flight."""

@@ -105,3 +105,28 @@ def test_several_processes_share_the_memory(tmp_path: Path) -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         digests.file_digest(tmp_path / "absent")
+
+
+def test_an_identity_hashes_nothing_and_uses_what_is_known(tmp_path: Path, hashed: list[Path]) -> None:
+    file = old_file(tmp_path / "a.gguf", b"data")
+    identity = digests.FileIdentity.of_parts(file)
+    assert identity == digests.FileIdentity.of_parts(file)
+    stat = file.stat()
+    assert identity.to_json() == [[str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino]]
+    assert hashed == []
+    digest = digests.file_digest(file)
+    assert identity.to_json() == [digest]
+    old_file(file, b"atad")  # what is there now is not what the identity is of
+    os.utime(file, ns=(0, stat.st_mtime_ns - 1))
+    digests.file_digest(file)
+    assert identity.to_json() == [[str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino]]
+    file.unlink()
+    assert digests.FileIdentity.of_parts(file).to_json() == []
+
+
+def test_the_identity_of_a_split_file_is_that_of_all_parts(tmp_path: Path) -> None:
+    parts = [old_file(tmp_path / f"a-0000{i}-of-00003.gguf", b"data") for i in (1, 2, 3)]
+    before = digests.FileIdentity.of_parts(parts[0])
+    assert [path for path, _ in before.facts] == [str(part) for part in parts]
+    old_file(parts[2], b"other")
+    assert digests.FileIdentity.of_parts(parts[0]) != before

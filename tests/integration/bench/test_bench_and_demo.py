@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from qwen_edge.bench import prefix_cache
 from qwen_edge.bench.demo import DemoConfig, Toolkit, run_demo
 from qwen_edge.bench.workload import Workload
 from qwen_edge.cli.demo import TerminalStage
@@ -118,3 +119,16 @@ def test_demo_json_is_one_document(tmp_path, capsys):
     assert record["schema"] == "qwen-edge/demo/1"
     assert record["bench"]["schema"] == "qwen-edge/bench/1"
     assert "Total: " in err
+
+
+def test_what_the_prefix_cache_saves(tiny_bf16, capsys):
+    arguments = [str(tiny_bf16), "--tokens", "300", "--threads", "1", "--repetitions", "1"]
+    prefix_cache.main([*arguments, "--format", "json"], standalone_mode=False)
+    record = json.loads(capsys.readouterr().out)
+    assert record["schema"] == "qwen-edge/prefix-cache/1"
+    assert record["prompt_tokens"] > 300
+    assert record["entry_bytes"] > 0
+    assert set(record["median_s"]) == set(record["share_of_cold"]) == {"cold", "memory", "disk"}
+    assert record["share_of_cold"]["cold"] == 1.0
+    prefix_cache.main(arguments, standalone_mode=False)
+    assert "Share of cold" in capsys.readouterr().out

@@ -21,8 +21,10 @@ def test_logprobs_are_the_log_softmax_of_score(sampling: SamplingConfig, tmp_pat
         load(path, n_ctx=512, n_threads=1, safe_kernels=False, kv_type="f32") as model,
         model.session() as session,
     ):
-        reply = session.send("What is 12 + 30?", thinking="on", sampling=sampling, max_tokens=60, logprobs=5)
+        reply = session.send("What is 12 + 30?", thinking="on", sampling=sampling, max_tokens=240, logprobs=5)
         assert reply.logprobs is not None
+        # What the engine puts in to close a thought is not generated, and has none.
+        assert reply.stats.closing_tokens == 0
         assert len(reply.logprobs) == reply.stats.generated_tokens
         prompt = model.engine.tokenize(model.template.render(session.messages[:-1], enable_thinking=True))
         tokens = [entry.token for entry in reply.logprobs]
