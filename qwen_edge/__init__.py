@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_edge.config import LoadConfig as LoadConfig
     from qwen_edge.config import SamplingConfig as SamplingConfig
+    from qwen_edge.errors import OutputError as OutputError
     from qwen_edge.errors import QwenEdgeError as QwenEdgeError
+    from qwen_edge.errors import ToolError as ToolError
     from qwen_edge.model import Model as Model
     from qwen_edge.model import load as load
     from qwen_edge.session import Session as Session
@@ -29,11 +31,13 @@ _HOME_OF = {
     "LoadConfig": "config",
     "Message": "types",
     "Model": "model",
+    "OutputError": "errors",
     "QwenEdgeError": "errors",
     "Reply": "types",
     "SamplingConfig": "config",
     "Session": "session",
     "ToolCall": "types",
+    "ToolError": "errors",
     "load": "model",
 }
 
@@ -43,11 +47,13 @@ __all__ = [
     "LoadConfig",
     "Message",
     "Model",
+    "OutputError",
     "QwenEdgeError",
     "Reply",
     "SamplingConfig",
     "Session",
     "ToolCall",
+    "ToolError",
     "load",
 ]
 

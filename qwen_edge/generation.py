@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from qwen_edge import device
+from qwen_edge.chat.constraint import Guide
 from qwen_edge.chat.parser import ReplyParser
 from qwen_edge.config import SamplingConfig
 from qwen_edge.engines.base import Context, Engine
@@ -26,6 +27,7 @@ class GenerationRequest:
         starts_thinking: The prompt ends inside a thought.
         tool_names: Tools on offer, for calls that come without their tags.
         ignore_end: Go on past end tokens, for measuring a fixed number of steps.
+        guide: Which tokens are allowed, None for all.
     """
 
     tokens: Sequence[int]
@@ -34,6 +36,7 @@ class GenerationRequest:
     starts_thinking: bool = False
     tool_names: tuple[str, ...] = ()
     ignore_end: bool = False
+    guide: Guide | None = None
 
 
 class TokenCache:
@@ -146,7 +149,10 @@ def generate(
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)
         while True:
-            token = context.sample()
+            constraint = None if request.guide is None else request.guide.constraint_for(parser)
+            token = context.sample(constraint)
+            if constraint is not None:
+                constraint.accept(token)
             meter.count_token(thinking=parser.state == "thinking")
             if engine.is_end(token) and not request.ignore_end:
                 finish = "stop"

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from qwen_edge import hub
 from qwen_edge.chat.template import ChatTemplate
+from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.errors import ClosedError
@@ -51,16 +52,18 @@ class Model:
         """The chat template."""
         return self._template
 
-    def session(self, *, system: str | None = None, tools: Sequence[Mapping[str, Any]] = ()) -> Session:
+    def session(self, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Session:
         """Begin a conversation with a KV cache of its own.
 
         Args:
             system: What the model is told before the first turn.
-            tools: JSON schemas that the model may call, in OpenAI's form or as bare functions.
+            tools: What the model may call: Python functions with type hints, which Session.run() calls; or JSON
+                schemas, in OpenAI's form or as bare function objects.
 
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: Tools, and the template has no place for them.
+            ConfigError: A tool is neither, or a function without type hints.
         """
         session = Session(
             self.engine, self._template, system=system, tools=tools, on_close=self._sessions.discard

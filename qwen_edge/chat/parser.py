@@ -68,6 +68,11 @@ class ReplyParser:
         """The complete calls so far."""
         return tuple(self._calls)
 
+    @property
+    def open_call(self) -> str:
+        """What has come of the call that is being written, "" outside of one."""
+        return self._tool_text + self._pending if self.state == "tool" else ""
+
     def feed(self, piece: str) -> list[Chunk]:
         """Take the next piece of the stream."""
         chunks: list[Chunk] = []

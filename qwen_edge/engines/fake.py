@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, TokenConstraint
 from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError
 
 MARKERS = (
@@ -92,11 +92,21 @@ class FakeContext(Context):
         self.sampling = config
         self._planned = None
 
-    def sample(self) -> int:
-        """See Context.sample: the script is asked at the first token of a reply."""
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
+        """See Context.sample: the script is asked at the first token of a reply.
+
+        Under a constraint the script is skipped to its next allowed token. When none is left, the engine's `choose` says
+        which of the allowed ones it is.
+        """
         if self._planned is None:
             prompt = self._engine.text(self._tokens)
             self._planned = [*self._engine.tokenize(self._engine.script(prompt)), self._engine.end_token]
+        if constraint is not None:
+            first = next((i for i, token in enumerate(self._planned) if constraint.allows(token)), None)
+            if first is None:
+                bits = np.unpackbits(constraint.mask().astype("<u4").view(np.uint8), bitorder="little")
+                return self._engine.choose(np.flatnonzero(bits).tolist())
+            del self._planned[:first]
         return self._planned.pop(0) if self._planned else self._engine.end_token
 
     def cancel(self) -> None:
@@ -122,6 +132,7 @@ class FakeEngine(Engine):
         config: LoadConfig | None = None,
         chat_template: str = TEMPLATE,
         on_append: Callable[[Sequence[int]], Any] = lambda tokens: None,
+        choose: Callable[[Sequence[int]], int] = min,
     ) -> None:
         """Make one.
 
@@ -130,10 +141,12 @@ class FakeEngine(Engine):
             config: n_ctx and n_batch are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.
+            choose: Takes one of the tokens that a constraint allows, where the script has no such token left.
         """
         self.script: Script = (lambda _: script) if isinstance(script, str) else script
         self.config = config or LoadConfig()
         self.on_append = on_append
+        self.choose = choose
         self.contexts: list[FakeContext] = []
         self.end_token = _FIRST_MARKER + MARKERS.index("<|im_end|>")
         self.info = ModelInfo(

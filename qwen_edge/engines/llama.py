@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context, Engine, ModelInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, TokenConstraint
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import probe
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
@@ -48,10 +48,12 @@ class LlamaContext(Context):
             self._sampler.close()
         self._sampler = NativeSampler(self._native.model, config)
 
-    def sample(self) -> int:
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
-        return self._sampler.sample(self._native)
+        if constraint is None:
+            return self._sampler.sample(self._native)
+        return self._sampler.sample_allowed(self._native, constraint)
 
     def cancel(self) -> None:
         """See Context.cancel."""

@@ -33,7 +33,7 @@ LAYERS = (
     ("catalog", "catalog_rows", "catalog_types", "hub", "device", "chat", "native"),
     ("engines.base",),
     ("engines",),
-    ("memory", "prefix_cache", "generation", "model", "session"),
+    ("memory", "prefix_cache", "generation", "model", "session", "typed", "tool_loop"),
     ("tune", "doctor", "server", "cli"),
 )
 # Beside the layers: convert and quantize stand on the core, which ends with the engines (quantize measures what a file
