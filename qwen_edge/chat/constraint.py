@@ -163,7 +163,8 @@ def choice_grammar(choices: Sequence[str]) -> str:
     """
     if isinstance(choices, str) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise ConfigError(f"choice must be a list of texts, at least one and none empty (not {choices!r})")
-    return lark_grammar("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices))
+    # As code points: what a regular expression or a grammar would read as its own notation is text here.
+    return regex_grammar("|".join("".join(f"\\x{{{ord(c):x}}}" for c in choice) for choice in choices))
 
 
 def lark_grammar(source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 ABSENT = object()
@@ -11,6 +12,7 @@ ABSENT = object()
 _decoder = json.JSONDecoder(strict=False)  # control characters may stand in a text
 _WORDS = {"true": True, "false": False, "null": None}
 _BLANKS = " \t\n\r"
+_OPEN_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,3})?\Z")
 _NUMBER_CHARACTERS = frozenset("+-.0123456789eE")
 
 
@@ -83,14 +85,12 @@ def _string(text: str, at: int) -> tuple[Any, int, bool]:
 
 def _cut_string(body: str) -> str:
     """Return the characters of a text that has its first quote only, without an escape that is not whole."""
-    for dropped in range(13):  # an escaped pair of surrogates has 12 characters
-        try:
-            value = str(_decoder.raw_decode(body[: len(body) - dropped] + '"')[0])
-        except ValueError:
-            continue
-        # The first half of a pair becomes a character only with the second.
-        return value[:-1] if value and "\ud800" <= value[-1] <= "\udbff" else value
-    raise ValueError(f"no JSON text: {body[-20:]!r}")
+    try:
+        value = str(_decoder.raw_decode(body + '"')[0])
+    except ValueError:
+        value = str(_decoder.raw_decode(_OPEN_ESCAPE.sub("", body) + '"')[0])
+    # The first half of a pair of surrogates becomes a character only with the second.
+    return value[:-1] if value and "\ud800" <= value[-1] <= "\udbff" else value
 
 
 def _array(text: str, at: int) -> tuple[Any, int, bool]:

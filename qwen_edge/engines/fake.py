@@ -51,6 +51,13 @@ TEMPLATE = """\
 Script = Callable[[str], str]
 
 
+_CLOSERS = tuple(b'"}]')
+
+
+def _ends_soonest(tokens: Sequence[int]) -> int:
+    return next((closer for closer in _CLOSERS if closer in tokens), tokens[0])
+
+
 class FakeContext(Context):
     """A list of tokens in place of a KV cache."""
 
@@ -132,7 +139,7 @@ class FakeEngine(Engine):
         config: LoadConfig | None = None,
         chat_template: str = TEMPLATE,
         on_append: Callable[[Sequence[int]], Any] = lambda tokens: None,
-        choose: Callable[[Sequence[int]], int] = min,
+        choose: Callable[[Sequence[int]], int] | None = None,
     ) -> None:
         """Make one.
 
@@ -141,12 +148,13 @@ class FakeEngine(Engine):
             config: n_ctx and n_batch are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.
-            choose: Takes one of the tokens that a constraint allows, where the script has no such token left.
+            choose: Takes one of the tokens that a constraint allows, where the script has no such token left;
+                None takes what ends JSON soonest, else the first.
         """
         self.script: Script = (lambda _: script) if isinstance(script, str) else script
         self.config = config or LoadConfig()
         self.on_append = on_append
-        self.choose = choose
+        self.choose = choose or _ends_soonest
         self.contexts: list[FakeContext] = []
         self.end_token = _FIRST_MARKER + MARKERS.index("<|im_end|>")
         self.info = ModelInfo(
