@@ -307,7 +307,12 @@ def _required(hint: Any) -> list[str]:
             f.name for f in dataclasses.fields(hint)
             if f.init and f.default is missing and f.default_factory is missing
         ]  # fmt: skip
-    return [key for key in _fields(hint) if key in hint.__required_keys__]
+    # Where annotations are texts, __required_keys__ has not seen the NotRequired inside.
+    return [
+        key
+        for key, member in _fields(hint).items()
+        if typing.get_origin(member) is not typing.NotRequired and key in hint.__required_keys__
+    ]
 
 
 def _own_docstring(hint: Any) -> str:

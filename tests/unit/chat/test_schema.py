@@ -56,10 +56,14 @@ class Address(TypedDict):
     number: NotRequired[int]
 
 
+class Home(pydantic.BaseModel):
+    street: str
+
+
 class User(pydantic.BaseModel):
     name: str
     age: int = pydantic.Field(ge=0)
-    address: Address
+    address: Home
 
     @pydantic.field_validator("name")
     @classmethod
@@ -105,7 +109,7 @@ def test_a_typed_dict_and_a_pydantic_model() -> None:
     assert json_schema(Address)["required"] == ["street"]
     assert parse(Address, {"street": "Ring", "number": "4"}) == {"street": "Ring", "number": 4}
     assert parse(User, {"name": "Ann", "age": "7", "address": {"street": "Ring"}}) == User(
-        name="Ann", age=7, address={"street": "Ring"}
+        name="Ann", age=7, address=Home(street="Ring")
     )
     with pytest.raises(OutputError, match="age must be at least 0"):
         parse(User, {"name": "Ann", "age": -1, "address": {"street": "Ring"}})
@@ -230,7 +234,7 @@ def test_docstrings_of_other_forms() -> None:
 def test_results_as_text() -> None:
     assert result_text("as it is") == "as it is"
     assert result_text({"a": Colour.RED, "b": (1, None)}) == '{"a": "red", "b": [1, null]}'
-    assert result_text(User(name="Ann", age=1, address={"street": "ü"})) == (
+    assert result_text(User(name="Ann", age=1, address=Home(street="ü"))) == (
         '{"name": "Ann", "age": 1, "address": {"street": "ü"}}'
     )
     assert result_text(datetime.date(2020, 1, 2)) == '"2020-01-02"'
