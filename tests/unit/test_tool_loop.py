@@ -126,9 +126,12 @@ def test_without_llguidance_arguments_are_still_put_right() -> None:
 
 
 def test_an_exception_of_ours_in_a_tool_names_its_cause() -> None:
-    with Model(engine_of(call("divide", a=1, b=0))) as model, model.session(tools=[divide]) as session:
-        with pytest.raises(ToolError) as caught:
-            session.run("?", on_error="raise")
+    with (
+        Model(engine_of(call("divide", a=1, b=0))) as model,
+        model.session(tools=[divide]) as session,
+        pytest.raises(ToolError) as caught,
+    ):
+        session.run("?", on_error="raise")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -137,9 +140,12 @@ def test_ctrl_c_in_a_tool_is_not_told_to_the_model() -> None:
         """Stop."""
         raise KeyboardInterrupt
 
-    with Model(engine_of(call("stop"))) as model, model.session(tools=[stop]) as session:
-        with pytest.raises(KeyboardInterrupt):
-            session.run("?")
+    with (
+        Model(engine_of(call("stop"))) as model,
+        model.session(tools=[stop]) as session,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        session.run("?")
 
 
 def test_tools_that_cannot_be_called() -> None:
@@ -192,9 +198,12 @@ def test_errors_in_async_tools() -> None:
     with Model(engine_of(call("fail"), "done")) as model, model.session(tools=[fail]) as session:
         asyncio.run(session.arun("?"))
         assert tool_results(session.messages) == [{"error": "fail failed: ValueError: no"}]
-    with Model(FakeEngine(call("wait", seconds=0))) as model, model.session(tools=[wait]) as session:
-        with pytest.raises(ToolError, match="after 1 rounds"):
-            asyncio.run(session.arun("?", max_rounds=1))
+    with (
+        Model(FakeEngine(call("wait", seconds=0))) as model,
+        model.session(tools=[wait]) as session,
+        pytest.raises(ToolError, match="after 1 rounds"),
+    ):
+        asyncio.run(session.arun("?", max_rounds=1))
 
 
 def test_a_cancelled_task_cancels_the_reply() -> None:

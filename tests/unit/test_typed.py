@@ -93,9 +93,12 @@ def test_an_answer_that_is_cut_off_is_an_error_with_its_text() -> None:
 
 
 def test_a_type_that_refuses_its_value() -> None:
-    with Model(FakeEngine('{"name": "Max", "age": 300}')) as model, model.session() as session:
-        with pytest.raises(OutputError, match="too old"):
-            session.extract("?", Person, thinking="off")
+    with (
+        Model(FakeEngine('{"name": "Max", "age": 300}')) as model,
+        model.session() as session,
+        pytest.raises(OutputError, match="too old"),
+    ):
+        session.extract("?", Person, thinking="off")
 
 
 def test_an_answer_that_looks_like_a_call_is_an_answer() -> None:
@@ -128,9 +131,12 @@ def test_one_form_must_be_given(forms: dict[str, Any]) -> None:
 
 
 def test_unknown_arguments_are_refused() -> None:
-    with Model(FakeEngine("a")) as model, model.session() as session:
-        with pytest.raises(TypeError, match="max_token"):
-            session.extract("?", regex="a", max_token=3)  # type: ignore[call-overload]
+    with (
+        Model(FakeEngine("a")) as model,
+        model.session() as session,
+        pytest.raises(TypeError, match="max_token"),
+    ):
+        session.extract("?", regex="a", max_token=3)  # type: ignore[call-overload]
 
 
 @settings(deadline=None, max_examples=30)
