@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from qwen_edge.config import LoadConfig as LoadConfig
     from qwen_edge.config import SamplingConfig as SamplingConfig
     from qwen_edge.config import ThinkingConfig as ThinkingConfig
+    from qwen_edge.errors import OutputError as OutputError
     from qwen_edge.errors import QwenEdgeError as QwenEdgeError
+    from qwen_edge.errors import ToolError as ToolError
     from qwen_edge.model import Model as Model
     from qwen_edge.model import load as load
     from qwen_edge.overflow import TurnsDroppedWarning as TurnsDroppedWarning
@@ -34,6 +36,7 @@ _HOME_OF = {
     "LoadConfig": "config",
     "Message": "types",
     "Model": "model",
+    "OutputError": "errors",
     "Prewarmed": "prefix_turn",
     "QwenEdgeError": "errors",
     "Reply": "types",
@@ -43,6 +46,7 @@ _HOME_OF = {
     "ThinkingConfig": "config",
     "TokenLogprob": "types",
     "ToolCall": "types",
+    "ToolError": "errors",
     "TurnsDroppedWarning": "overflow",
     "load": "model",
 }
@@ -53,6 +57,7 @@ __all__ = [
     "LoadConfig",
     "Message",
     "Model",
+    "OutputError",
     "Prewarmed",
     "QwenEdgeError",
     "Reply",
@@ -62,6 +67,7 @@ __all__ = [
     "ThinkingConfig",
     "TokenLogprob",
     "ToolCall",
+    "ToolError",
     "TurnsDroppedWarning",
     "load",
 ]

@@ -20,6 +20,8 @@
     │   ├── NativeMissingError      llama-cpp-python is not installed, or does not load
     │   └── NativeCrashError        the native library died in a child process
     ├── InsufficientMemoryError     the model does not fit in what is free
+    ├── OutputError                 what a model wrote does not fit the schema, type or grammar asked for
+    ├── ToolError                   a tool that cannot be called, or failed; too many rounds of calls
     ├── ContextOverflowError        more tokens than the context holds
     ├── CancelledError              a native call stopped by cancel(); ends a reply, never leaves the session
     └── ClosedError                 use of a model or session after close()
@@ -124,6 +126,22 @@ class NativeCrashError(NativeError):
 
 class InsufficientMemoryError(QwenEdgeError):
     """The model does not fit in the memory that is free."""
+
+
+class OutputError(QwenEdgeError, ValueError):
+    """What a model wrote does not fit the schema, type or grammar asked for.
+
+    Attributes:
+        text: What it wrote, "" when the error is about a part of it.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, text: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.text = text
+
+
+class ToolError(QwenEdgeError):
+    """A tool cannot be called, or failed; or the model calls tools without end."""
 
 
 class ContextOverflowError(QwenEdgeError):

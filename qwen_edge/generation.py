@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.cancellation import Cancellation
+from qwen_edge.chat.constraint import Guide
 from qwen_edge.chat.parser import ReplyParser
 from qwen_edge.chat.thinking import ReplyGuard
 from qwen_edge.config import SamplingConfig, ThinkingConfig
@@ -58,6 +59,7 @@ class GenerationRequest:
         logprobs: Most likely alternatives to tell with each token; None tells no log-probabilities.
         thinking: When a thought is closed and a loop ended; None lets the model go on, as raw completion needs it.
         checkpoint: Where prefill pauses once.
+        guide: Which tokens are allowed, None for all.
     """
 
     tokens: Sequence[int]
@@ -69,6 +71,7 @@ class GenerationRequest:
     logprobs: int | None = None
     thinking: ThinkingConfig | None = None
     checkpoint: Checkpoint | None = None
+    guide: Guide | None = None
 
 
 class TokenCache:
@@ -246,20 +249,34 @@ def generate(
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)
         guard = ReplyGuard(request.thinking, limit=budget, tokenize=engine.tokenize)
+        guide = request.guide
+
+        def is_thinking() -> bool:
+            return parser.state == "thinking" and not (guide is not None and guide.is_answering)
+
         unread: tuple[int, ...] = ()  # the token sampled last, not evaluated yet
         while True:
-            closing = guard.closing(thinking=parser.state == "thinking")
+            closing = guard.closing(thinking=is_thinking())
             meter.count_closing(len(closing), guard.cut)
             yield from parser.feed(decoder.decode(b"".join(map(engine.token_bytes, closing))))
             cache.append((*unread, *closing))
             # Before sampling, which may change them.
             logits = context.logits() if request.logprobs is not None else None
-            token, unread = context.sample(), ()
-            was_thinking = parser.state == "thinking"
+            constraint = None if guide is None else guide.constraint_for(parser)
+            token, unread = context.sample(constraint), ()
+            if constraint is not None:
+                constraint.accept(token)
+            was_thinking = is_thinking()
             meter.count_token(thinking=was_thinking)
             is_full = meter.generated_tokens + meter.closing_tokens >= budget
             if engine.is_end(token) and not request.ignore_end:
-                if not is_full and guard.goes_on(thinking=was_thinking, answered=parser.has_answer):
+                # What a constraint lets end is whole.
+                is_free = constraint is None or was_thinking
+                if (
+                    is_free
+                    and not is_full
+                    and guard.goes_on(thinking=was_thinking, answered=parser.has_answer)
+                ):
                     context.forbid((token,))  # for the next draw; a closed thought has other logits anyhow
                     continue
                 finish = "stop"
@@ -268,7 +285,7 @@ def generate(
             if finish == "stop":
                 break
             yield from parser.feed(decoder.decode(engine.token_bytes(token)))
-            if guard.gives_up(token, was_thinking=was_thinking, thinking=parser.state == "thinking"):
+            if guard.gives_up(token, was_thinking=was_thinking, thinking=is_thinking()):
                 finish = "loop"
                 break
             if is_full:

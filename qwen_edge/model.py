@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qwen_edge import embedding, hub, session_file
 from qwen_edge.chat.template import ChatTemplate
+from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.errors import ClosedError
@@ -68,7 +69,7 @@ class Model:
         self,
         *,
         system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[ToolLike] = (),
         on_overflow: OverflowMode = "error",
         on_drop: OnDrop | None = None,
     ) -> Session:
@@ -76,7 +77,8 @@ class Model:
 
         Args:
             system: What the model is told before the first turn.
-            tools: JSON schemas that the model may call, in OpenAI's form or as bare functions.
+            tools: What the model may call: Python functions with type hints, which Session.run() calls; or JSON
+                schemas, in OpenAI's form or as bare function objects.
             on_overflow: When less than a quarter of the context (or than max_tokens) is left for a reply: "error" goes
                 on until a prompt does not fit and raises ContextOverflowError; "drop_oldest" takes the oldest turns out,
                 whole ones, until the prompt fills half the context; "summarise" does too, and the model's own summary of
@@ -86,7 +88,7 @@ class Model:
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: Tools, and the template has no place for them.
-            ConfigError: on_overflow is none of the three.
+            ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three.
         """
         policy = OverflowPolicy(mode=on_overflow, on_drop=on_drop)
         return self._new_session(system=system, tools=tools, overflow_policy=policy)
@@ -197,7 +199,7 @@ class Model:
         session_file.restore_cache(session, content, kv_fingerprint(self.engine, self._template))
         return session
 
-    def prewarm(self, *, system: str | None = None, tools: Sequence[Mapping[str, Any]] = ()) -> Prewarmed:
+    def prewarm(self, *, system: str | None = None, tools: Sequence[ToolLike] = ()) -> Prewarmed:
         """Evaluate a system prompt with tools now and keep it on disk, so that first answers come at once.
 
         Sessions with the same two do so themselves at their first turn. This is for an installer, or for the moment

@@ -7,12 +7,15 @@ import functools
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
+from qwen_edge import tool_loop, typed
 from qwen_edge.async_session import AsyncReplyStream
 from qwen_edge.catalog import recommended_sampling
+from qwen_edge.chat import constraint
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
+from qwen_edge.chat.tools import ToolLike, split_tools
 from qwen_edge.config import SamplingConfig, ThinkingLike, thinking_config
 from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
@@ -27,6 +30,7 @@ from qwen_edge.session_history import SessionHistory
 from qwen_edge.types import Chunk, Message, Reply, TokenLogprob
 
 Turn = str | MessageLike | Sequence[MessageLike]
+T = TypeVar("T")
 
 
 class Session(SessionHistory):
@@ -45,14 +49,16 @@ class Session(SessionHistory):
         template: ChatTemplate,
         *,
         system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[ToolLike] = (),
         on_close: Callable[[Session], None] = lambda session: None,
         overflow_policy: OverflowPolicy | None = None,
         prefix_store: PrefixCache | None = None,
         new_session: Callable[..., Session] | None = None,
     ) -> None:
         """Made by Model.session()."""
-        self.tools = tuple(_as_openai_tool(tool) for tool in tools)
+        schemas, self.functions = split_tools(tools)
+        self.tools = tuple(_as_openai_tool(tool) for tool in schemas)
+        self._call_constraint: constraint.Constraint | None = None
         if self.tools and not template.takes_tools:
             raise UnsupportedError("the model's chat template has no place for tools")
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -97,6 +103,7 @@ class Session(SessionHistory):
         sampling: SamplingConfig | None = None,
         timeout_s: float | None = None,
         logprobs: int | None = None,
+        guide: constraint.Guide | None = None,
     ) -> ReplyStream:
         """Say something and get the answer piece by piece.
 
@@ -114,6 +121,7 @@ class Session(SessionHistory):
                 then, and the turn is taken back.
             logprobs: Tell each token's log-probability (`reply.logprobs`) and this many most likely alternatives, 0
                 to 100; None tells none, and costs nothing.
+            guide: Which tokens are allowed; None holds tool calls to the tools on offer and leaves the rest free.
 
         Returns:
             An iterator of chunks. When it is exhausted, `.reply` has the whole answer with its stats.
@@ -146,7 +154,7 @@ class Session(SessionHistory):
         self._idle_cache()
         outcome = Outcome()
         return ReplyStream(
-            self._turn(added, plan, max_tokens, sampling, timeout_s, logprobs, outcome), outcome
+            self._turn(added, plan, max_tokens, sampling, timeout_s, logprobs, outcome, guide), outcome
         )
 
     async def asend(
@@ -195,6 +203,96 @@ class Session(SessionHistory):
             )
         )
 
+    @overload
+    def extract(
+        self, prompt: Turn, schema: type[T], *, thinking: ThinkingLike | None = None, max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None, show_schema: bool = True,
+    ) -> T: ...  # fmt: skip
+
+    @overload
+    def extract(
+        self, prompt: Turn, schema: Any = None, *, regex: str | None = None, choice: Sequence[str] | None = None,
+        grammar: str | None = None, thinking: ThinkingLike | None = None, max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None, show_schema: bool = True,
+    ) -> Any: ...  # fmt: skip
+
+    def extract(self, prompt: Turn, schema: Any = None, **arguments: Any) -> Any:
+        """Say something and get the answer as an instance of a type.
+
+        The model thinks first where it does; from the answer's first token on, only what fits is possible.
+
+        ::
+
+            @dataclass
+            class Person:
+                name: str
+                age: int
+
+            session.extract("Max is 30 years old.", Person)              # Person(name='Max', age=30)
+            session.extract("Is that old?", choice=["yes", "no"])        # 'no'
+
+        Args:
+            prompt: What the user says, as in stream().
+            schema: A dataclass, TypedDict, pydantic model, Enum, Literal, list[...] and so on, or a JSON schema.
+            **arguments: In place of a schema one of `regex` (a regular expression), `choice` (a list of texts),
+                `grammar` (Lark's notation, as llguidance reads it). `thinking`, `max_tokens` and `sampling` as in
+                stream(). `show_schema=False` keeps the schema out of the prompt: then the model knows it only by
+                what it cannot write.
+
+        Raises:
+            OutputError: The answer was cut off before it was whole, or the type itself refuses it.
+            ConfigError: No schema can be made of the type, or no constraint of the schema.
+            MissingExtraError: llguidance is not installed.
+        """
+        return typed.extract(self, prompt, schema, **arguments)
+
+    def extract_stream(self, prompt: Turn, schema: Any = None, **arguments: Any) -> typed.ExtractStream:
+        """Say something and get the answer's JSON as far as it is written, again and again.
+
+        Arguments and errors as in extract(). Iterate for partial values, then read `.result`.
+        """
+        return typed.extract_stream(self, prompt, schema, **arguments)
+
+    def run(
+        self, prompt: Turn, *, max_rounds: int = 5, on_error: tool_loop.OnError = "tell",
+        thinking: ThinkingLike | None = None, max_tokens: int | None = None, sampling: SamplingConfig | None = None,
+    ) -> Reply:  # fmt: skip
+        """Say something, make the calls that the model asks for, and return its final answer.
+
+        ::
+
+            def get_weather(city: str) -> dict:
+                "Current weather of a city."
+                return {"temp_c": 21}
+
+            with model.session(tools=[get_weather]) as session:
+                print(session.run("What is the weather in Vienna?").text)
+
+        Args:
+            prompt: What the user says, as in stream().
+            max_rounds: Most times that calls are made and their results sent.
+            on_error: What becomes of an unknown tool, wrong arguments and an exception in a function: "tell" the model,
+                which may try again, or "raise" a ToolError.
+            thinking: As in stream(), for each reply; so are max_tokens and sampling.
+            max_tokens: See thinking.
+            sampling: See thinking.
+
+        Raises:
+            ToolError: After max_rounds the model asks for more; or whatever on_error="raise" raises. Up to there
+                the conversation is in the history.
+            ConfigError: A tool of the session is a schema without a function, or async.
+        """
+        options = {"thinking": thinking, "max_tokens": max_tokens, "sampling": sampling}
+        return tool_loop.run(self, prompt, max_rounds=max_rounds, on_error=on_error, **options)
+
+    async def arun(
+        self, prompt: Turn, *, max_rounds: int = 5, on_error: tool_loop.OnError = "tell",
+        thinking: ThinkingLike | None = None, max_tokens: int | None = None, sampling: SamplingConfig | None = None,
+    ) -> Reply:  # fmt: skip
+        """As run(), for an event loop: async functions are awaited, others run in threads."""
+        options = {"thinking": thinking, "max_tokens": max_tokens, "sampling": sampling}
+        return await tool_loop.arun(self, prompt, max_rounds=max_rounds, on_error=on_error, **options)
+
     def stream_tokens(
         self, tokens: Sequence[int], *, max_tokens: int, sampling: SamplingConfig, ignore_end: bool = False
     ) -> ReplyStream:
@@ -229,6 +327,7 @@ class Session(SessionHistory):
         timeout_s: float | None,
         logprobs: int | None,
         outcome: Outcome,
+        guide: constraint.Guide | None,
     ) -> Generator[Chunk, None, None]:
         """Add a turn to the history and generate its reply; without a token generated the turn is taken back."""
         meter = Meter()
@@ -250,12 +349,14 @@ class Session(SessionHistory):
                     sampling=sampling,
                     max_tokens=max_tokens,
                     starts_thinking=opens_thought(prompt),
-                    tool_names=tuple(tool["function"]["name"] for tool in self.tools),
+                    # With a guide the answer is what was asked for, even where it looks like a bare call.
+                    tool_names=() if guide else tuple(tool["function"]["name"] for tool in self.tools),
                     logprobs=logprobs,
                     thinking=plan.limits,
                     checkpoint=self._prefixes.begin_turn(
                         cache, tokens, plan.visible(self.messages), self.tools, plan.enable_thinking, meter
                     ),
+                    guide=guide or self._tool_guide(),
                 )
                 yield from generate(self._engine, cache, request, meter, outcome)
             except CancelledError:  # while the earlier conversation was summarised
@@ -276,6 +377,20 @@ class Session(SessionHistory):
     def _without_thinking(self) -> bool | None:
         """Value of the template's enable_thinking for text of our own making; None where it has no such switch."""
         return False if self._template.thinking is ThinkingSupport.SWITCHED else None
+
+    def _tool_guide(self) -> constraint.Guide | None:
+        """Return what holds calls to the tools on offer; without llguidance they are checked when they are whole."""
+        if not self.tools or not constraint.is_available():
+            return None
+
+        def new_call() -> constraint.Constraint:
+            if self._call_constraint is None:
+                vocabulary = constraint.vocabulary_of(self._engine)
+                grammar = constraint.call_grammar(self.tools, vocabulary)
+                self._call_constraint = constraint.Constraint(vocabulary, grammar)
+            return self._call_constraint.copy()
+
+        return constraint.ToolCallGuide(new_call)
 
     def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
         meter = Meter()
@@ -320,6 +435,10 @@ class Session(SessionHistory):
         plan = self._thinking_plan(config if switchable else None, as_messages(turn))
         info = self._engine.info
         return recommended_sampling(info.architecture, thinking=plan.mode != "off", name=info.name)
+
+    def may_think(self, thinking: ThinkingLike | None) -> bool:
+        """Return whether a reply in a mode may begin with a thought."""
+        return self._template.thinking is not ThinkingSupport.NEVER and thinking != "off"
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""

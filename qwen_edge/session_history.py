@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qwen_edge import history, session_file
 from qwen_edge.chat.template import ChatTemplate
+from qwen_edge.chat.tools import ToolFunction
 from qwen_edge.config import SamplingConfig, ThinkingLike
 from qwen_edge.engines.base import Engine
 from qwen_edge.generation import TokenCache
@@ -29,6 +30,7 @@ class SessionHistory:
 
     messages: list[Message]
     tools: tuple[dict[str, Any], ...]
+    functions: dict[str, ToolFunction]
     rebuilt_because: str = ""
     """Of a restored session: what made its saved KV cache useless; "" when it was used."""
     _engine: Engine
@@ -138,6 +140,7 @@ class SessionHistory:
         tokens, state = self._idle_cache().save()
         assert self._new_session is not None, "Bug: a session that no model made"
         twin = self._new_session(tools=self.tools, overflow_policy=self._overflow)
+        twin.functions = self.functions
         twin.messages[:] = self.messages
         twin._prefixes.marked = self._prefixes.marked
         twin._idle_cache().load(tokens, state)

@@ -77,6 +77,11 @@ class ReplyParser:
     def _has_said_something(self) -> bool:
         return bool(self._calls or (self._undecided or "").strip() or self.text.strip())
 
+    @property
+    def open_call(self) -> str:
+        """What has come of the call that is being written, "" outside of one."""
+        return self._tool_text + self._pending if self.state == "tool" else ""
+
     def feed(self, piece: str) -> list[Chunk]:
         """Take the next piece of the stream."""
         chunks: list[Chunk] = []

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,19 @@ class ModelInfo:
     pooling: PoolingInfo | None = None
 
 
+class TokenConstraint(Protocol):
+    """Which tokens may come next; what it allows does not change until the token is sampled."""
+
+    def allows(self, token: int) -> bool:
+        """Return whether a token may come next."""
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Return all tokens that may come next: uint32 [ceil(n_vocab / 32)], token i is bit i % 32 of word i // 32.
+
+        At least one bit is set. The array may be overwritten by the next call.
+        """
+
+
 class Context(ABC):
     """One KV cache and the means to extend it. One thread at a time; calls wait for the one in flight."""
 
@@ -109,8 +122,13 @@ class Context(ABC):
         """Begin a reply: the penalties' memory is empty, the random generator is seeded."""
 
     @abstractmethod
-    def sample(self) -> int:
-        """Return the next token, drawn from the logits of the last appended token."""
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
+        """Return the next token, drawn from the logits of the last appended token.
+
+        Args:
+            constraint: The token is one that it allows. It is asked for its mask only when the token drawn at first is
+                refused; penalties know nothing of that one. None allows all.
+        """
 
     @abstractmethod
     def logits(self) -> NDArray[np.float32]:

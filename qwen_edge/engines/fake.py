@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo, TokenConstraint
 from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, FormatError
 
 MARKERS = (
@@ -49,6 +49,13 @@ TEMPLATE = """\
 {% endif %}{% endif %}"""
 
 Script = Callable[[str], str]
+
+
+_CLOSERS = tuple(b'"}]')
+
+
+def _ends_soonest(tokens: Sequence[int]) -> int:
+    return next((closer for closer in _CLOSERS if closer in tokens), tokens[0])
 
 
 class FakeContext(Context):
@@ -101,11 +108,14 @@ class FakeContext(Context):
         self.sampling = config
         self._planned, self._is_continued = None, False
 
-    def sample(self) -> int:
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample.
 
         The script is asked at the first token of a reply, and again, with the reply so far behind the prompt, when the
         caller put tokens into it or ruled one out. Then a thought is over: what stands behind it goes on.
+
+        Under a constraint the script is skipped to its next allowed token. When none is left, the engine's `choose` says
+        which of the allowed ones it is.
         """
         engine = self._engine
         if self._planned is None:
@@ -115,6 +125,13 @@ class FakeContext(Context):
             self._planned = [*engine.tokenize(text), engine.end_token, _FIRST_MARKER]
         if self._forbidden:
             self._planned = [token for token in self._planned if token not in self._forbidden]
+        if constraint is not None:
+            first = next((i for i, token in enumerate(self._planned) if constraint.allows(token)), None)
+            if first is None:
+                bits = np.unpackbits(constraint.mask().astype("<u4").view(np.uint8), bitorder="little")
+                self._sampled = engine.choose(np.flatnonzero(bits).tolist())
+                return self._sampled
+            del self._planned[:first]
         self._sampled = self._planned.pop(0) if self._planned else _FIRST_MARKER
         return self._sampled
 
@@ -168,6 +185,7 @@ class FakeEngine(Engine):
         chat_template: str = TEMPLATE,
         on_append: Callable[[Sequence[int]], Any] = lambda tokens: None,
         pooling: PoolingInfo | None = None,
+        choose: Callable[[Sequence[int]], int] | None = None,
     ) -> None:
         """Make one.
 
@@ -178,10 +196,13 @@ class FakeEngine(Engine):
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.
             pooling: Makes it an embedding model or a reranker, see pooled().
+            choose: Takes one of the tokens that a constraint allows, where the script has no such token left;
+                None takes what ends JSON soonest, else the first.
         """
         self.script: Script = (lambda _: script) if isinstance(script, str) else script
         self.config = config or LoadConfig()
         self.on_append = on_append
+        self.choose = choose or _ends_soonest
         self.contexts: list[FakeContext] = []
         self.end_token = _FIRST_MARKER + MARKERS.index("<|im_end|>")
         self.info = ModelInfo(

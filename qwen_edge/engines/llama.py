@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.digests import FileIdentity
-from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo
+from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo, TokenConstraint
 from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ContextOverflowError
 from qwen_edge.native import library, probe, state
@@ -59,10 +59,12 @@ class LlamaContext(Context):
             self._sampler.close()
         self._sampler = NativeSampler(self._native.model, config)
 
-    def sample(self) -> int:
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
-        return self._sampler.sample(self._native)
+        if constraint is None:
+            return self._sampler.sample(self._native)
+        return self._sampler.sample_allowed(self._native, constraint)
 
     def logits(self) -> NDArray[np.float32]:
         """See Context.logits."""

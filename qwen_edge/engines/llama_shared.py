@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
-from qwen_edge.engines.base import Context
+from qwen_edge.engines.base import Context, TokenConstraint
 from qwen_edge.engines.batching import Request, Scheduler
 from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, UnsupportedError
 from qwen_edge.native.batch import NativeBatchContext
@@ -139,10 +139,12 @@ class SharedContext(Context):
         """See Context.forbid: this session's copy is changed."""
         self._logits[list(tokens)] = -np.inf
 
-    def sample(self) -> int:
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
-        return self._sampler.sample(self)
+        if constraint is None:
+            return self._sampler.sample(self)
+        return self._sampler.sample_allowed(self, constraint)
 
     def save_state(self) -> NDArray[np.uint8]:
         """See Context.save_state: llama.cpp's form of one sequence among several is another, which is not read here.

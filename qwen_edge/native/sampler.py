@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import SamplingConfig
 from qwen_edge.native.handles import NativeModel
+
+if TYPE_CHECKING:
+    from qwen_edge.engines.base import TokenConstraint
 
 # Source: include/llama.h, LLAMA_DEFAULT_SEED: draw a seed.
 _RANDOM_SEED = 0xFFFFFFFF
@@ -92,7 +95,43 @@ class NativeSampler:
                     return self._sample_from(ids, logits[ids])
             return self._sample_from(np.arange(len(logits)), logits)
 
+    def sample_allowed(self, context: LogitsOwner, constraint: TokenConstraint) -> int:
+        """Return the next token of those that a constraint allows, and remember it.
+
+        A model that knows what is wanted draws an allowed token anyhow, so the mask is made only after a refusal. It
+        selects candidates; the logits stay what the model computed. The chain remembers the token returned, not the
+        refused one (whose draw has used the random generator).
+
+        Raises:
+            ClosedError: The context is closed.
+        """
+        with context._lock:
+            assert context.handle, "Bug: handle raises when closed"
+            assert self._free.alive, "Bug: sampler used after close"
+            logits = context.last_logits()
+            needed = len(logits) if self._needed is None else self._needed
+            best = _superset_of_best(logits, needed)
+            if len(best) < needed:
+                best = np.arange(len(logits))
+            token = self._draw_from(best, logits[best])
+            if not constraint.allows(token):
+                mask = constraint.mask()
+                # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
+                allowed = best[mask[best >> 5] >> (best & 31).astype(np.uint32) & 1 == 1]
+                if len(allowed) < needed:
+                    allowed = _set_bits(mask, len(logits))
+                assert len(allowed), "Bug: a constraint that allows no token"
+                token = self._draw_from(allowed, logits[allowed])
+            self._api.llama_sampler_accept(self._chain, token)
+            return token
+
     def _sample_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
+        """Draw one of some tokens and remember it."""
+        token = self._draw_from(ids, logits)
+        self._api.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _draw_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
         """Apply the chain to some tokens, in the order of their ids as llama.cpp's own call does."""
         count = len(ids)
         candidates = self._candidates[:count]
@@ -101,9 +140,7 @@ class NativeSampler:
         array = self._array
         array.size, array.selected, array.sorted = count, -1, False
         self._api.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        self._api.llama_sampler_accept(self._chain, token)
-        return token
+        return int(array.data[array.selected].id)
 
     def close(self) -> None:
         """Free the chain."""
@@ -125,6 +162,15 @@ def _superset_of_best(logits: NDArray[np.float32], count: int) -> NDArray[np.int
     maxima = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
     bound = np.partition(maxima, n_groups - count)[n_groups - count]
     return np.flatnonzero(logits >= bound)
+
+
+def _set_bits(mask: NDArray[np.uint32], n_vocab: int) -> NDArray[np.intp]:
+    """Return the tokens of a mask, ascending; words without one are never expanded."""
+    words = np.flatnonzero(mask)
+    bits = np.unpackbits(mask[words].astype("<u4").view(np.uint8), bitorder="little")
+    places = np.flatnonzero(bits)
+    ids: NDArray[np.intp] = words[places >> 5] * 32 + (places & 31)
+    return ids[ids < n_vocab]
 
 
 def _candidates_needed(config: SamplingConfig) -> int | None:

@@ -51,6 +51,8 @@ LAYERS = (
         "session",
         "session_file",
         "session_history",
+        "tool_loop",
+        "typed",
     ),
     ("tune", "doctor", "server", "cli"),
 )

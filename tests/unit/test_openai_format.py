@@ -117,7 +117,10 @@ def test_wrong_dictionaries_are_named(turn: Any, error: str) -> None:
         as_messages(turn)
 
 
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
 
 
 def test_a_conversation_in_dictionaries_is_the_one_in_messages() -> None:

@@ -17,7 +17,10 @@ from qwen_edge.model import Model
 from qwen_edge.state_file import read_state_file, write_state_file
 from qwen_edge.types import Message, ToolCall
 
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "array"}}}},
+}
 
 
 def saved(path: Path) -> list[Message]:
