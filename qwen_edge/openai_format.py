@@ -24,6 +24,7 @@ from qwen_edge.errors import ConfigError
 from qwen_edge.types import Message, Reply, Role, ToolCall
 
 MessageLike = Message | Mapping[str, Any]
+Turn = str | MessageLike | Sequence[MessageLike]
 
 # "developer" is OpenAI's newer name for the system's role.
 _ROLES: dict[str, Role] = {
@@ -45,7 +46,7 @@ _FINISH_REASONS = {"stop": "stop", "thinking_budget": "stop", "tool_calls": "too
 _CUT_OFF = "length"
 
 
-def as_messages(turn: str | MessageLike | Sequence[MessageLike]) -> list[Message]:
+def as_messages(turn: Turn) -> list[Message]:
     """Return what a turn adds to the history.
 
     Args:

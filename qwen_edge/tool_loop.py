@@ -10,7 +10,8 @@ from qwen_edge.errors import ConfigError, ToolError
 from qwen_edge.types import Message, Reply, ToolCall
 
 if TYPE_CHECKING:
-    from qwen_edge.session import Session, Turn
+    from qwen_edge.openai_format import Turn
+    from qwen_edge.session import Session
 
 OnError = Literal["tell", "raise"]
 

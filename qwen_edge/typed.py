@@ -16,7 +16,8 @@ from qwen_edge.errors import ConfigError, OutputError
 from qwen_edge.types import Message, Reply
 
 if TYPE_CHECKING:
-    from qwen_edge.session import Session, Turn
+    from qwen_edge.openai_format import Turn
+    from qwen_edge.session import Session
 
 _INSTRUCTION = "Answer with JSON of this schema and nothing else:\n"
 

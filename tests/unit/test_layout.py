@@ -49,6 +49,7 @@ LAYERS = (
         "prefix_cache",
         "prefix_turn",
         "session",
+        "session_asking",
         "session_file",
         "session_history",
         "tool_loop",
