@@ -110,7 +110,9 @@ class NativeBatchContext:
             end = 0
             rows: list[tuple[int, NDArray[np.float32]]] = []
             self._wants_logits[:count] = 0
-            for part in parts:
+            # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
+            # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
+            for part in sorted(parts, key=lambda part: part.sequence):
                 start, end = end, end + len(part.tokens)
                 self._tokens[start:end] = part.tokens
                 self._positions[start:end] = np.arange(part.position, part.position + end - start)
