@@ -24,7 +24,7 @@ from qwen_edge.convert.reranker import HEAD_NAME, RerankerHead, is_reranker, rer
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import ConfigError
-from qwen_edge.files import atomic_path
+from qwen_edge.files import atomic_path, existing_folder
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
 
@@ -191,10 +191,7 @@ def _check_target(target: Path, sources: Sequence[Path]) -> None:
 
 def _check_free_space(target: Path, tensor_bytes: int) -> None:
     """Fail at once rather than after minutes, where the file cannot fit."""
-    folder = target.parent
-    while not folder.exists():
-        folder = folder.parent
-    free_bytes = shutil.disk_usage(folder).free
+    free_bytes = shutil.disk_usage(existing_folder(target.parent)).free
     if free_bytes < tensor_bytes + _HEADER_ALLOWANCE_BYTES:
         raise OSError(
             errno.ENOSPC,

@@ -26,7 +26,7 @@ from qwen_edge.engines.llama import LlamaEngine
 from qwen_edge.errors import ConfigError, UnsupportedError, VerificationError
 from qwen_edge.gguf_header import read_header
 from qwen_edge.logits import compare_logits
-from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES
+from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES, file_type_of_id
 
 # Languages, code, numbers and the chat's special tokens: they reach different rows of the embedding. Long enough
 # for positions to matter, short enough that the logits of all of them (256 x 151,936 float32) take 156 MB.
@@ -201,7 +201,8 @@ def verify_file(
             )
     finally:
         engine.close()
-    type_name = _type_name(header.metadata.get("general.file_type"))
+    stated = file_type_of_id(header.metadata.get("general.file_type"))
+    type_name = stated.name if stated is not None else ""
     return VerificationReport(
         path=path,
         checkpoint=opened.folder,
@@ -232,10 +233,6 @@ def limits_of(type_name: str) -> Limits:
 def _bits(type_name: str) -> float:
     row = TENSOR_TYPES[FILE_TYPES[type_name].base]
     return 8 * row.block_bytes / row.block_weights
-
-
-def _type_name(llama_id: object) -> str:
-    return next((row.name for row in FILE_TYPES.values() if row.llama_id == llama_id), "")
 
 
 def _compare_logits(

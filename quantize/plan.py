@@ -11,7 +11,7 @@ from typing import Any
 from qwen_edge.errors import ConfigError, GGUFError, UnsupportedError
 from qwen_edge.gguf_header import GGUFHeader, padded, read_header
 from qwen_edge.native.quantizer import Fallback, run_quantizer
-from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES, file_type
+from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES, file_type, file_type_of_id
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,9 @@ def _new_header_bytes(header: GGUFHeader) -> int:
 
 
 def _type_of(header: GGUFHeader) -> str:
-    stated = header.metadata.get("general.file_type")
-    for row in FILE_TYPES.values():
-        if row.llama_id == stated:
-            return row.name
+    stated = file_type_of_id(header.metadata.get("general.file_type"))
+    if stated is not None:
+        return stated.name
     weights: Counter[str] = Counter()
     for tensor in header.tensors:
         weights[tensor.type_name] += tensor.n_weights

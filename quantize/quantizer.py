@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.files import atomic_path
+from qwen_edge.files import atomic_path, existing_folder
 from qwen_edge.gguf_header import read_header
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
@@ -213,10 +213,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
 
 def _check_free_space(target: Path, needed_bytes: int) -> None:
     """Fail at once rather than after minutes, where the file cannot fit. An old target stays until the new is whole."""
-    folder = target.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    free_bytes = shutil.disk_usage(folder).free
+    free_bytes = shutil.disk_usage(existing_folder(target.resolve().parent)).free
     if free_bytes < needed_bytes:
         raise OSError(
             errno.ENOSPC,

@@ -75,6 +75,13 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def existing_folder(path: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists: where the free space of a file to come is told."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as lower-case hex."""
     digest = hashlib.sha256()

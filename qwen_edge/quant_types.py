@@ -125,6 +125,11 @@ FILE_TYPES: dict[str, FileType] = {
 FILE_TYPE_ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
 
 
+def file_type_of_id(llama_id: object) -> FileType | None:
+    """Return the file type that `general.file_type` of a GGUF file states, None for what is not known."""
+    return next((row for row in FILE_TYPES.values() if row.llama_id == llama_id), None)
+
+
 def file_type(name: str) -> FileType:
     """Return the file type of that name or alias; case and "-" for "_" do not matter.
 

@@ -8,8 +8,8 @@
 
 All calls are made by one thread of the scheduler's own: the native library's OpenMP keeps a team of workers for each
 thread that ever called it, and lets none of them spin while it waits once there are more teams than cores; a decode step
-then takes twice as long. A call takes every waiting decode step, and what is left of its room is shared out among waiting prompts. Reading
-weights is most of a decode step, so that steps taken together cost little more than one.
+then takes three times as long. A call takes every waiting decode step, and what is left of its room is shared out among
+waiting prompts. Reading weights is most of a decode step, so that steps taken together cost little more than one.
 
 Source: continuous batching as in Orca (OSDI 2022), prompts in chunks as in Sarathi-Serve (arXiv 2403.02310).
 """
@@ -101,7 +101,6 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._expected: set[int] = set()
         self._last_call_s = 0.0
-        self.n_calls = 0
 
     def run(self, request: Request) -> None:
         """Evaluate a request, together with what other threads ask for, and return when it is done.
@@ -171,7 +170,6 @@ class Scheduler:
             error = failure
         with self._condition:
             self._last_call_s = time.perf_counter() - start_s
-            self.n_calls += 1
             self._expected = {request.sequence for request, _ in parts if request.is_decode}
             for request, part in parts:
                 if error is not None:

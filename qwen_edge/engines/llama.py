@@ -62,9 +62,7 @@ class LlamaContext(Context):
     def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
-        if constraint is None:
-            return self._sampler.sample(self._native)
-        return self._sampler.sample_allowed(self._native, constraint)
+        return self._sampler.sample(self._native, constraint)
 
     def logits(self) -> NDArray[np.float32]:
         """See Context.logits."""

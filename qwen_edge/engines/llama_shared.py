@@ -142,9 +142,7 @@ class SharedContext(Context):
     def sample(self, constraint: TokenConstraint | None = None) -> int:
         """See Context.sample."""
         assert self._sampler is not None, "Bug: sample() before start_sampling()"
-        if constraint is None:
-            return self._sampler.sample(self)
-        return self._sampler.sample_allowed(self, constraint)
+        return self._sampler.sample(self, constraint)
 
     def save_state(self) -> NDArray[np.uint8]:
         """See Context.save_state: llama.cpp's form of one sequence among several is another, which is not read here.

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from qwen_edge.errors import DigestError, NoSpaceError
+from qwen_edge.files import existing_folder
 from qwen_edge.hub.listing import RemoteFile
 from qwen_edge.hub.web import (
     Patience,
@@ -86,8 +87,7 @@ def require_free(folder: Path, needed_bytes: int) -> None:
     Raises:
         NoSpaceError: It has not.
     """
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_folder(folder)
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes + _SPARE_BYTES:
         raise NoSpaceError(

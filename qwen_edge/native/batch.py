@@ -15,7 +15,7 @@ from qwen_edge.config import LoadConfig
 from qwen_edge.errors import ClosedError, NativeError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
-from qwen_edge.native.handles import NativeModel, context_params
+from qwen_edge.native.handles import NativeModel, context_params, free_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class NativeBatchContext:
         self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=shape)
         for i in range(self.n_batch):
             self._batch.n_seq_id[i] = 1
-        self._free = weakref.finalize(self, _free, api, self._handle, self._batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -147,8 +147,3 @@ class NativeBatchContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
-
-
-def _free(api: Any, handle: Any, batch: Any) -> None:
-    api.llama_batch_free(batch)
-    api.llama_free(handle)

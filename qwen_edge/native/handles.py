@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -297,7 +298,7 @@ class NativeContext:
         for i in range(n_batch):
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
-        self._free = weakref.finalize(self, _free_context, api, self._handle, self._batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -415,11 +416,8 @@ def _in_passing_thread(function: Callable[[], Any]) -> Any:
     With a second team on the same cores it lets none spin while it waits: where this thread loads and another one
     decodes, decode takes three times as long (24 instead of 66 tokens/s on two cores).
     """
-    result: list[Any] = []
-    thread = threading.Thread(target=lambda: result.append(function()), name="qwen-edge loading")
-    thread.start()
-    thread.join()
-    return result[0]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="qwen-edge loading") as passing:
+        return passing.submit(function).result()
 
 
 def context_params(api: Any, config: LoadConfig, n_threads: int) -> Any:
@@ -436,7 +434,8 @@ def context_params(api: Any, config: LoadConfig, n_threads: int) -> Any:
     return params
 
 
-def _free_context(api: Any, handle: Any, batch: Any) -> None:
+def free_context(api: Any, handle: Any, batch: Any) -> None:
+    """Free a context and the batch that it is fed with."""
     api.llama_batch_free(batch)
     api.llama_free(handle)
 

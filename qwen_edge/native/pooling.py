@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from qwen_edge.config import LoadConfig
 from qwen_edge.errors import ClosedError, ContextOverflowError, NativeError, UnsupportedError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
-from qwen_edge.native.handles import NativeModel
+from qwen_edge.native.handles import NativeModel, free_context
 from qwen_edge.quant_types import TENSOR_TYPES
 
 # Source: enum llama_pooling_type in include/llama.h.
@@ -128,7 +127,7 @@ class _PoolingContext:
                 hint="A shorter text needs less memory.",
             )
         self._batch = api.llama_batch_init(n_tokens, 0, 1)
-        self._free = weakref.finalize(self, _free_context, api, self._handle, self._batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -162,8 +161,3 @@ class _PoolingContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
-
-
-def _free_context(api: Any, handle: Any, batch: Any) -> None:
-    api.llama_batch_free(batch)
-    api.llama_free(handle)

@@ -79,28 +79,16 @@ class NativeSampler:
     def _add(self, sampler: Any) -> None:
         self._api.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: LogitsOwner) -> int:
+    def sample(self, context: LogitsOwner, constraint: TokenConstraint | None = None) -> int:
         """Return the next token, drawn from the logits of the context's last token, and remember it.
-
-        Raises:
-            ClosedError: The context is closed.
-        """
-        with context._lock:
-            assert context.handle, "Bug: handle raises when closed"
-            assert self._free.alive, "Bug: sampler used after close"
-            logits = context.last_logits()
-            if self._needed is not None:
-                ids = _superset_of_best(logits, self._needed)
-                if len(ids) >= self._needed:
-                    return self._sample_from(ids, logits[ids])
-            return self._sample_from(np.arange(len(logits)), logits)
-
-    def sample_allowed(self, context: LogitsOwner, constraint: TokenConstraint) -> int:
-        """Return the next token of those that a constraint allows, and remember it.
 
         A model that knows what is wanted draws an allowed token anyhow, so the mask is made only after a refusal. It
         selects candidates; the logits stay what the model computed. The chain remembers the token returned, not the
         refused one (whose draw has used the random generator).
+
+        Args:
+            context: Whose logits.
+            constraint: Which tokens are allowed, None for all.
 
         Raises:
             ClosedError: The context is closed.
@@ -114,7 +102,7 @@ class NativeSampler:
             if len(best) < needed:
                 best = np.arange(len(logits))
             token = self._draw_from(best, logits[best])
-            if not constraint.allows(token):
+            if constraint is not None and not constraint.allows(token):
                 mask = constraint.mask()
                 # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
                 allowed = best[mask[best >> 5] >> (best & 31).astype(np.uint32) & 1 == 1]
@@ -124,12 +112,6 @@ class NativeSampler:
                 token = self._draw_from(allowed, logits[allowed])
             self._api.llama_sampler_accept(self._chain, token)
             return token
-
-    def _sample_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
-        """Draw one of some tokens and remember it."""
-        token = self._draw_from(ids, logits)
-        self._api.llama_sampler_accept(self._chain, token)
-        return token
 
     def _draw_from(self, ids: NDArray[np.intp], logits: NDArray[np.float32]) -> int:
         """Apply the chain to some tokens, in the order of their ids as llama.cpp's own call does."""
