@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from qwen_edge.config import AdapterLike, LoadConfig
 from qwen_edge.convert.adapter_merge import apply_adapters
 from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
-from qwen_edge.convert.reference import Reference, read_tensor
+from qwen_edge.convert.reference import Reference
 from qwen_edge.convert.reranker import reranker_head
+from qwen_edge.convert.rows import read_tensor
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.engines.llama import LlamaEngine
 from qwen_edge.errors import ConfigError, UnsupportedError, VerificationError

@@ -1,0 +1,282 @@
+"""The decoder of Qwen3 and Qwen2 as a graph of ONNX Runtime's fused operators.
+
+::
+
+    input_ids [batch, tokens] ─ GatherBlockQuantized ─┐
+                                                      x
+    for each layer:                                   │
+        RMS norm ─ qkv_proj ─ (QK norm) ─ GroupQueryAttention ─ o_proj ─┐     keys and values in place
+        x + that, RMS norm ─ gate_up_proj ─ SwiGLU ─ down_proj ─────────┤     SkipSimplifiedLayerNormalization adds
+                                                      x ────────────────┘
+    RMS norm ─ lm_head ─ logits [batch, positions, vocab]
+
+Only the positions that logits are asked of go through the last layer's feed-forward network and the head. They are an
+input with a default, the last token; runtimes that do not know of it get that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+
+from qwen_edge.convert.onnx_nodes import CONTRIB, GraphBuilder
+from qwen_edge.convert.onnx_precision import OnnxPrecision
+from qwen_edge.convert.onnx_weights import StoredWeights
+from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.errors import MissingExtraError
+
+try:
+    from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+except ImportError as error:
+    raise MissingExtraError("onnx", "convert", "writing an ONNX model") from error
+
+# Key of the model's metadata under which its facts stand as JSON.
+FACTS_KEY = "qwen_edge"
+POSITIONS = "logits_positions"
+
+
+def build_graph(config: QwenConfig, weights: StoredWeights, precision: OnnxPrecision) -> ModelProto:
+    """Return the model, whose weights lie in the data file.
+
+    Inputs: input_ids int64 [batch, tokens]; attention_mask int64 [batch, total], ones for tokens that are there;
+    logits_positions int64 [positions], default [-1]; past_key_values.N.key and .value float32 [batch, kv heads,
+    capacity, head_dim]. Outputs: logits float32 [batch, positions, vocab]; present.N.key and .value, which may be the
+    same buffers as the inputs.
+    """
+    return _Decoder(config, weights).build(precision)
+
+
+class _Decoder:
+    def __init__(self, config: QwenConfig, weights: StoredWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.graph = GraphBuilder()
+
+    def build(self, precision: OnnxPrecision) -> ModelProto:
+        config, graph = self.config, self.graph
+        past, total = self._lengths()
+        cosine, sine = rope_tables(graph, config)
+        graph.constant(POSITIONS, [-1])
+        x = graph.gather_rows("/model/embed_tokens", "input_ids", self.weights.matrices["embed_tokens"], "lm_head"
+                              if self._shares_embedding() else "embed_tokens")  # fmt: skip
+        normed = graph.node(
+            "SimplifiedLayerNormalization",
+            "/model/layers.0/input_layernorm",
+            [x, self._vector("layers.0.input_layernorm")],
+            axis=-1,
+            epsilon=config.rms_norm_eps,
+        )
+        for layer in range(config.n_layers):
+            is_last = layer == config.n_layers - 1
+            mixed = self._attention(layer, normed, past, total, cosine, sine)
+            if is_last:
+                mixed = self._picked("/model/layers.last/attn", mixed)
+                x = self._picked("/model/layers.last/residual", x)
+            attended = self._matmul(f"layers.{layer}.attn.o_proj", mixed)
+            x, normed = self._add_and_norm(f"layers.{layer}.post_attention_layernorm", x, attended)
+            fed = self._feed_forward(layer, normed)
+            following = "norm" if is_last else f"layers.{layer + 1}.input_layernorm"
+            x, normed = self._add_and_norm(following, x, fed)
+        logits = graph.matmul("/lm_head", normed, self.weights.matrices["lm_head"], "lm_head")
+        graph.node("Identity", "/logits", [logits], outputs=["logits"])
+        return graph.model(
+            config.architecture,
+            self._inputs(),
+            self._outputs(),
+            is_plain=False,
+            properties={FACTS_KEY: json.dumps(facts(config, precision, is_plain=False), sort_keys=True)},
+        )
+
+    def _shares_embedding(self) -> bool:
+        return self.weights.matrices["embed_tokens"] is self.weights.matrices["lm_head"]
+
+    def _lengths(self) -> tuple[str, str]:
+        """Emit what GroupQueryAttention wants to know of lengths.
+
+        ::
+
+            attention_mask ─ ReduceSum ─ Sub 1 ─ Cast ── index of each sequence's last token, int32 [batch]
+                           └ Shape ─ Gather ─ Cast ───── tokens of the longest, int32 []
+        """
+        graph, path = self.graph, "/model/lengths"
+        one, axis = graph.constant("one", [1]), graph.constant("batch_axis", [1])
+        count = graph.node("ReduceSum", f"{path}/ReduceSum", ["attention_mask", axis], keepdims=0)
+        last = graph.node("Sub", f"{path}/Sub", [count, one])
+        past = graph.node("Cast", f"{path}/past/Cast", [last], to=TensorProto.INT32)
+        shape = graph.node("Shape", f"{path}/Shape", ["attention_mask"])
+        longest = graph.node("Gather", f"{path}/Gather", [shape, graph.constant("one_scalar", 1)], axis=0)
+        return past, graph.node("Cast", f"{path}/total/Cast", [longest], to=TensorProto.INT32)
+
+    def _attention(self, layer: int, x: str, past: str, total: str, cosine: str, sine: str) -> str:
+        """Emit self-attention up to the heads' mixed values.
+
+        ::
+
+            qkv_proj ─┬ (Qwen3) Split ─ q ─ norm ─┐
+                      │               ├ k ─ norm ─┼ GroupQueryAttention: rope, append to the cache, attend
+                      │               └ v ────────┘
+                      └ (Qwen2) packed ───────────
+        """
+        config, graph = self.config, self.graph
+        path = f"/model/layers.{layer}/attn"
+        packed = self._matmul(f"layers.{layer}.attn.qkv_proj", x)
+        query, key, value = packed, "", ""
+        if config.architecture == "qwen3":
+            sizes = [count * config.head_dim for count in (config.n_heads, *[config.n_kv_heads] * 2)]
+            parts = [f"{path}/Split/{name}" for name in ("q", "k", "v")]
+            lengths = graph.constant("qkv_sizes", sizes)
+            graph.node("Split", f"{path}/Split", [packed, lengths], outputs=parts, axis=-1)
+            query = self._head_norm(layer, "q_norm", parts[0])
+            key, value = self._head_norm(layer, "k_norm", parts[1]), parts[2]
+        kept = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        return graph.node(
+            "GroupQueryAttention",
+            f"{path}/GroupQueryAttention",
+            [query, key, value, *kept, past, total, cosine, sine],
+            outputs=[
+                f"{path}/GroupQueryAttention/output",
+                *[f"present.{layer}.{part}" for part in ("key", "value")],
+            ],
+            domain=CONTRIB,
+            num_heads=config.n_heads,
+            kv_num_heads=config.n_kv_heads,
+            scale=1 / math.sqrt(config.head_dim),
+            do_rotary=1,
+        )
+
+    def _head_norm(self, layer: int, name: str, x: str) -> str:
+        """Emit the RMS norm of each head: Reshape to heads, norm, Reshape back. The CPU kernel of attention has none."""
+        graph, path = self.graph, f"/model/layers.{layer}/attn/{name}"
+        heads = graph.constant("heads_shape", [0, 0, -1, self.config.head_dim])
+        split = graph.node("Reshape", f"{path}/Reshape_heads", [x, heads])
+        normed = graph.node(
+            "SimplifiedLayerNormalization",
+            f"{path}/SimplifiedLayerNormalization",
+            [split, self._vector(f"layers.{layer}.attn.{name}")],
+            axis=-1,
+            epsilon=self.config.rms_norm_eps,
+        )
+        return graph.node(
+            "Reshape", f"{path}/Reshape_rows", [normed, graph.constant("rows_shape", [0, 0, -1])]
+        )
+
+    def _feed_forward(self, layer: int, x: str) -> str:
+        """Emit SwiGLU.
+
+        ::
+
+            gate_up_proj ─ Split ─ gate ─┬ Sigmoid ─┐
+                                 │       └──────── Mul ─ Mul ─ down_proj
+                                 └ up ───────────────────┘
+        """
+        graph, path = self.graph, f"/model/layers.{layer}/mlp"
+        both = self._matmul(f"layers.{layer}.mlp.gate_up_proj", x)
+        parts = [f"{path}/Split/{name}" for name in ("gate", "up")]
+        sizes = graph.constant("gate_up_sizes", [self.config.ffn_size] * 2)
+        graph.node("Split", f"{path}/Split", [both, sizes], outputs=parts, axis=-1)
+        sigmoid = graph.node("Sigmoid", f"{path}/act/Sigmoid", [parts[0]])
+        gate = graph.node("Mul", f"{path}/act/Mul", [parts[0], sigmoid])
+        product = graph.node("Mul", f"{path}/Mul", [gate, parts[1]])
+        return self._matmul(f"layers.{layer}.mlp.down_proj", product)
+
+    def _add_and_norm(self, name: str, x: str, added: str) -> tuple[str, str]:
+        """Emit x + added and its RMS norm in one node; return both, the sum first."""
+        path = "/model/" + name.replace(".", "/").replace("layers/", "layers.", 1)
+        outputs = [f"{path}/output", "", "", f"{path}/sum"]
+        self.graph.node(
+            "SkipSimplifiedLayerNormalization",
+            path,
+            [x, added, self._vector(name)],
+            outputs=outputs if name != "norm" else outputs[:1],
+            domain=CONTRIB,
+            epsilon=self.config.rms_norm_eps,
+        )
+        return f"{path}/sum", f"{path}/output"
+
+    def _picked(self, path: str, x: str) -> str:
+        return self.graph.node("Gather", f"{path}/Gather", [x, POSITIONS], axis=1)
+
+    def _matmul(self, name: str, x: str) -> str:
+        path = "/model/" + name.replace(".", "/").replace("layers/", "layers.", 1)
+        bias = self._vector(f"{name}.bias") if f"{name}.bias" in self.weights.vectors else ""
+        return self.graph.matmul(path, x, self.weights.matrices[name], name, bias)
+
+    def _vector(self, name: str) -> str:
+        suffix = "" if name.endswith(".bias") else ".weight"
+        return self.graph.weight(name + suffix, self.weights.vectors[name])
+
+    def _inputs(self) -> list[ValueInfoProto]:
+        value = helper.make_tensor_value_info
+        return [
+            value("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+            value("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
+            *self._caches("past_key_values", "past_sequence_length"),
+            value(POSITIONS, TensorProto.INT64, ["logits_length"]),
+        ]
+
+    def _outputs(self) -> list[ValueInfoProto]:
+        shape = ["batch_size", "logits_length", self.config.vocab_size]
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+        return [logits, *self._caches("present", "total_sequence_length")]
+
+    def _caches(self, prefix: str, length: str) -> list[ValueInfoProto]:
+        shape = ["batch_size", self.config.n_kv_heads, length, self.config.head_dim]
+        return [
+            helper.make_tensor_value_info(f"{prefix}.{layer}.{part}", TensorProto.FLOAT, shape)
+            for layer in range(self.config.n_layers)
+            for part in ("key", "value")
+        ]
+
+
+def rope_tables(graph: GraphBuilder, config: QwenConfig) -> tuple[str, str]:
+    """Emit cosines and sines of all positions, float32 [n_ctx_train, head_dim / 2] each.
+
+    ::
+
+        Range ─ Mul (frequencies) ─┬ Cos ─ (Mul attention factor) ─ Cast
+                                   └ Sin ─ (Mul attention factor) ─ Cast
+
+    The runtime computes them once, in float64, when it loads the model: they would be 21 MB of a file.
+    """
+    positions = graph.node(
+        "Range",
+        "/model/rope/Range",
+        [
+            graph.constant(f"rope.{name}", value, np.float64)
+            for name, value in (("start", 0), ("limit", config.n_ctx_train), ("step", 1))
+        ],
+    )
+    column = graph.node(
+        "Unsqueeze", "/model/rope/Unsqueeze", [positions, graph.constant("rope.axis", [1])]
+    )
+    frequencies = graph.constant("rope.frequencies", config.rope.frequencies(config.head_dim), np.float64)
+    angles = graph.node("Mul", "/model/rope/Mul", [column, frequencies])
+    scaling = config.rope.scaling
+    tables = []
+    for kind in ("Cos", "Sin"):
+        table = graph.node(kind, f"/model/rope/{kind}", [angles])
+        if scaling is not None and scaling.attention_factor != 1.0:
+            factor = graph.constant("rope.attention_factor", scaling.attention_factor, np.float64)
+            table = graph.node("Mul", f"/model/rope/{kind}/Mul", [table, factor])
+        tables.append(graph.node("Cast", f"/model/rope/{kind}/Cast", [table], to=TensorProto.FLOAT))
+    return tables[0], tables[1]
+
+
+def facts(config: QwenConfig, precision: OnnxPrecision, *, is_plain: bool) -> dict[str, object]:
+    """Return what a reader of the model wants to know: JSON-ready."""
+    return {
+        "format": 1,
+        "architecture": config.architecture,
+        "form": "plain" if is_plain else "fused",
+        "n_ctx_train": config.n_ctx_train,
+        "n_heads": config.n_heads,
+        "weights": precision.weights,
+        "head": precision.type_of("head"),
+        "embedding": precision.type_of("embedding"),
+        "block_size": precision.block_size,
+        "symmetric": precision.symmetric,
+        "rounding": precision.rounding,
+        "is_tied": config.is_tied,
+    }

@@ -1,0 +1,105 @@
+"""What the weights of an ONNX model are stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qwen_edge.convert.onnx_blocks import ROUNDINGS, BlockFormat, Rounding
+from qwen_edge.errors import ConfigError
+
+WeightType = Literal["f32", "f16", "int8", "int4"]
+WEIGHT_TYPES: tuple[WeightType, ...] = ("f32", "f16", "int8", "int4")
+AccuracyLevel = Literal[0, 4]
+
+_BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnnxPrecision:
+    """Types of the weights, and how exactly they are multiplied.
+
+    Attributes:
+        weights: Of the layers' matrices. "f16" is a form of the file: CPU kernels compute in float32, and the weights
+            take that room in memory.
+        head: Of the head; None for that of the layers.
+        embedding: Of an embedding that is not tied; None for the head's. A tied one is the head, stored once.
+        block_size: Weights that share a scale in int8 and int4: 32, 64 or 128.
+        symmetric: Blocks without zero points.
+        rounding: How levels are chosen, see quantize_rows().
+        accuracy_level: 4 rounds the inputs of a quantized matrix to 8 bits and is the fast one, 0 keeps them float32.
+            8-bit matrices always take 4: ONNX Runtime multiplies them ten to fifty times slower otherwise.
+        exact: Matrices that take level 0 all the same, by the end of their path: "lm_head", "down_proj",
+            "layers.3.mlp.down_proj".
+    """
+
+    weights: WeightType = "f32"
+    head: WeightType | None = None
+    embedding: WeightType | None = None
+    block_size: int = 32
+    symmetric: bool = True
+    rounding: Rounding = "nearest"
+    accuracy_level: AccuracyLevel = 4
+    exact: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "head", "embedding"):
+            value = getattr(self, name)
+            if value is not None and value not in WEIGHT_TYPES:
+                raise ConfigError(f"{name} must be one of {', '.join(WEIGHT_TYPES)} (not {value!r})")
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError(f"rounding must be one of {', '.join(ROUNDINGS)} (not {self.rounding!r})")
+        if self.accuracy_level not in (0, 4):
+            raise ConfigError(f"accuracy_level must be 0 or 4 (not {self.accuracy_level!r})")
+        BlockFormat(bits=4, block_size=self.block_size)
+
+    def type_of(self, role: Literal["layers", "head", "embedding"]) -> WeightType:
+        """Return the type of the matrices in one role."""
+        if role == "layers":
+            return self.weights
+        head = self.head or self.weights
+        return head if role == "head" else self.embedding or head
+
+    def blocks_of(self, weight_type: WeightType) -> BlockFormat | None:
+        """Return the block format of a type, None for F32 and F16."""
+        bits = _BITS.get(weight_type)
+        if bits is None:
+            return None
+        return BlockFormat(bits=bits, block_size=self.block_size, symmetric=self.symmetric)
+
+    def level_of(self, path: str, bits: int) -> AccuracyLevel:
+        """Return the accuracy level of a quantized matrix.
+
+        Args:
+            path: Of its node, such as "/model/layers.0/mlp/down_proj".
+            bits: Of its levels.
+        """
+        dotted = path.replace("/", ".")
+        is_exact = any(dotted.endswith("." + end) for end in self.exact)
+        return 0 if bits == 4 and is_exact else 4 if bits == 8 else self.accuracy_level
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphForm:
+    """Which operators a graph is made of.
+
+    Attributes:
+        plain: Only operators of the ONNX standard (opset 21), for runtimes and accelerators without ONNX Runtime's own.
+            Keys and values then come out joined with what went in, as new tensors.
+        fixed: Sizes for compilers that want every shape known: "batch", "tokens" and "past", each at least 1.
+            Empty leaves them open. Plain graphs only.
+    """
+
+    plain: bool = False
+    fixed: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = ("batch", "tokens", "past")
+        if self.fixed and not self.plain:
+            raise ConfigError("fixed sizes are for plain graphs", hint="Add plain=True (--opset-only).")
+        if self.fixed and set(self.fixed) != set(names):
+            raise ConfigError(f"fixed sizes are wanted for {', '.join(names)} (not {', '.join(self.fixed)})")
+        for name, size in self.fixed.items():
+            if size < 1:
+                raise ConfigError(f"the fixed size of {name} must be at least 1 (not {size})")

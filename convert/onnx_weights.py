@@ -1,0 +1,120 @@
+"""Where each weight of a model lies in the data file, and as what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge.convert.onnx_data import DataFile, Region
+from qwen_edge.convert.onnx_nodes import StoredMatrix
+from qwen_edge.convert.onnx_precision import OnnxPrecision
+from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.convert.tensor_source import TensorSource
+
+# For each matrix of the checkpoint, by its name, the mean square of each of its inputs: float32 [columns].
+Importance = Mapping[str, NDArray[np.float32]]
+
+# Matrices that take the same input are stored one below the other and multiplied at once.
+LAYER_MATRICES: Mapping[str, tuple[str, ...]] = {
+    "attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+_LAYER_NORMS: Mapping[str, str] = {
+    "input_layernorm": "input_layernorm",
+    "post_attention_layernorm": "post_attention_layernorm",
+    "attn.q_norm": "self_attn.q_norm",
+    "attn.k_norm": "self_attn.k_norm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """All weights of a model.
+
+    Attributes:
+        matrices: By path: "embed_tokens", "lm_head", "layers.0.attn.qkv_proj" and so on. A tied embedding that is
+            stored once has one entry under both names.
+        vectors: Norms and biases: "norm", "layers.0.input_layernorm", "layers.0.attn.qkv_proj.bias".
+    """
+
+    matrices: dict[str, StoredMatrix] = field(default_factory=dict)
+    vectors: dict[str, Region] = field(default_factory=dict)
+
+
+def plan_weights(
+    config: QwenConfig,
+    tensors: Mapping[str, TensorSource],
+    precision: OnnxPrecision,
+    data: DataFile,
+    importance: Importance | None = None,
+) -> StoredWeights:
+    """Lay all weights out.
+
+    Args:
+        config: Of the model.
+        tensors: Of the checkpoint, by their names without "model.".
+        precision: Types.
+        data: Receives the layout; nothing is read yet.
+        importance: For the search of scales.
+    """
+    stored = StoredWeights()
+    store = _Storing(precision, data, tensors, importance or {})
+    head = "embed_tokens" if config.is_tied else "lm_head"
+    stored.matrices["lm_head"] = store.matrix("lm_head", (head,), "head")
+    if config.is_tied and precision.type_of("embedding") == precision.type_of("head"):
+        stored.matrices["embed_tokens"] = stored.matrices["lm_head"]
+    else:
+        stored.matrices["embed_tokens"] = store.matrix("embed_tokens", ("embed_tokens",), "embedding")
+    for layer in range(config.n_layers):
+        prefix = f"layers.{layer}."
+        for path, names in LAYER_MATRICES.items():
+            sources = tuple(prefix + name for name in names)
+            stored.matrices[prefix + path] = store.matrix(prefix + path, sources, "layers")
+            if f"{sources[0]}.bias" in tensors:
+                biases = [tensors[f"{source}.bias"] for source in sources]
+                stored.vectors[f"{prefix}{path}.bias"] = data.add_floats(biases, is_half=False)
+        for path, name in _LAYER_NORMS.items():
+            if f"{prefix}{name}.weight" in tensors:
+                norm = tensors[f"{prefix}{name}.weight"]
+                stored.vectors[prefix + path] = data.add_floats([norm], is_half=False)
+    stored.vectors["norm"] = data.add_floats([tensors["norm.weight"]], is_half=False)
+    return stored
+
+
+@dataclass(frozen=True)
+class _Storing:
+    precision: OnnxPrecision
+    data: DataFile
+    tensors: Mapping[str, TensorSource]
+    importance: Importance
+
+    def matrix(
+        self, path: str, names: tuple[str, ...], role: Literal["layers", "head", "embedding"]
+    ) -> StoredMatrix:
+        sources = [self.tensors[f"{name}.weight"] for name in names]
+        rows, columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
+        weight_type = self.precision.type_of(role)
+        form = self.precision.blocks_of(weight_type)
+        if form is None:
+            values = self.data.add_floats(sources, is_half=weight_type == "f16")
+            return StoredMatrix(rows=rows, columns=columns, values=values)
+        levels, scales, zeros = self.data.add_blocks(
+            sources, form, self.precision.rounding, self.importance.get(f"{names[0]}.weight")
+        )
+        return StoredMatrix(
+            rows=rows,
+            columns=columns,
+            values=levels,
+            scales=scales,
+            zeros=zeros,
+            blocks=form,
+            level=self.precision.level_of(f"/model/{path}".replace("/model/lm_head", "/lm_head"), form.bits),
+        )
+
+
