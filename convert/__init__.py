@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from qwen_edge.convert.conversion import ConversionReport as ConversionReport
     from qwen_edge.convert.conversion import convert_checkpoint as convert_checkpoint
     from qwen_edge.convert.matching import DroppedTensor as DroppedTensor
+    from qwen_edge.convert.onnx_export import OnnxReport as OnnxReport
+    from qwen_edge.convert.onnx_export import export_onnx as export_onnx
+    from qwen_edge.convert.onnx_precision import OnnxPrecision as OnnxPrecision
     from qwen_edge.convert.verification import VerificationReport as VerificationReport
     from qwen_edge.convert.verification import verify_file as verify_file
 
@@ -32,10 +35,13 @@ _MODULES = {
     "AdapterReport": "adapter_gguf",
     "ConversionReport": "conversion",
     "DroppedTensor": "matching",
+    "OnnxPrecision": "onnx_precision",
+    "OnnxReport": "onnx_export",
     "VerificationReport": "verification",
     "apply_adapters": "adapter_merge",
     "convert_adapter": "adapter_gguf",
     "convert_checkpoint": "conversion",
+    "export_onnx": "onnx_export",
     "verify_file": "verification",
 }
 
@@ -43,10 +49,13 @@ __all__ = [
     "AdapterReport",
     "ConversionReport",
     "DroppedTensor",
+    "OnnxPrecision",
+    "OnnxReport",
     "VerificationReport",
     "apply_adapters",
     "convert_adapter",
     "convert_checkpoint",
+    "export_onnx",
     "verify_file",
 ]
 

@@ -121,7 +121,7 @@ def quantize_rows(
 def dequantize_rows(blocks: Blocks, form: BlockFormat, columns: int) -> Array:
     """Return the weights that blocks stand for: float32 [n, columns]."""
     levels = _unpack(blocks.packed, form.bits).astype(np.float32)
-    zeros = np.float32(form.middle)
+    zeros: Array | np.float32 = np.float32(form.middle)
     if blocks.zeros is not None:
         zeros = _unpack(blocks.zeros, form.bits)[:, : blocks.scales.shape[1], np.newaxis].astype(np.float32)
     values = (levels - zeros) * blocks.scales[:, :, np.newaxis].astype(np.float32)
@@ -236,7 +236,8 @@ def _levels(blocks: Array, scales: NDArray[np.float16], zeros: Array | int, form
     levels = blocks * _inverse(scales)
     np.rint(levels, out=levels)
     levels += zeros
-    return np.clip(levels, 0, form.highest, out=levels)
+    np.clip(levels, 0, form.highest, out=levels)
+    return levels
 
 
 def _pack(levels: Array, bits: int) -> NDArray[np.uint8]:
@@ -246,7 +247,7 @@ def _pack(levels: Array, bits: int) -> NDArray[np.uint8]:
         return whole
     if whole.shape[-1] % 2:
         whole = np.concatenate([whole, np.zeros((*whole.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: NDArray[np.uint8] = whole[..., 0::2] | (whole[..., 1::2] << 4)
+    packed: NDArray[np.uint8] = whole[..., 0::2] | (whole[..., 1::2] << np.uint8(4))
     return packed
 
 

@@ -36,7 +36,6 @@ _SLICE_BYTES = 4 << 20
 _ITEM_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
 
 
-
 class Region:
     """Bytes of the data file that an initializer stands for."""
 
@@ -87,7 +86,7 @@ class DataFile:
 
         def fill(file: BinaryIO, done: Callable[[int], None]) -> None:
             file.seek(region.offset)
-            file.write(np.ascontiguousarray(values, "<f4"))
+            file.write(np.ascontiguousarray(values, "<f4").data)
             done(region.n_bytes)
 
         self._passes.append(fill)
@@ -106,7 +105,8 @@ class DataFile:
             file.seek(region.offset)
             for source in sources:
                 for _, rows in row_slices(source, _SLICE_BYTES):
-                    written = file.write(_half(rows, source) if is_half else rows.astype("<f4", copy=False))
+                    stored = _half(rows, source) if is_half else rows.astype("<f4", copy=False)
+                    written = file.write(stored.data)
                     done(written)
 
         self._passes.append(fill)
@@ -127,9 +127,7 @@ class DataFile:
         n_rows, columns = _stacked(sources)
         levels = self.reserve(TensorProto.UINT8, form.packed_shape(n_rows, columns))
         scales = self.reserve(TensorProto.FLOAT16, (n_rows, form.blocks(columns)))
-        zeros = (
-            None if form.symmetric else self.reserve(TensorProto.UINT8, form.zeros_shape(n_rows, columns))
-        )
+        zeros = None if form.symmetric else self.reserve(TensorProto.UINT8, form.zeros_shape(n_rows, columns))
 
         def fill(file: BinaryIO, done: Callable[[int], None]) -> None:
             cursors = [levels.offset, scales.offset, zeros.offset if zeros is not None else 0]
@@ -140,7 +138,7 @@ class DataFile:
                         if array is None:
                             continue
                         file.seek(cursors[index])
-                        file.write(np.ascontiguousarray(array))
+                        file.write(np.ascontiguousarray(array).data)
                         cursors[index] += array.nbytes
                         done(array.nbytes)
 

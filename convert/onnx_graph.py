@@ -59,8 +59,9 @@ class _Decoder:
         past, total = self._lengths()
         cosine, sine = rope_tables(graph, config)
         graph.constant(POSITIONS, [-1])
-        x = graph.gather_rows("/model/embed_tokens", "input_ids", self.weights.matrices["embed_tokens"], "lm_head"
-                              if self._shares_embedding() else "embed_tokens")  # fmt: skip
+        embedding = self.weights.matrices["embed_tokens"]
+        name = "lm_head" if embedding is self.weights.matrices["lm_head"] else "embed_tokens"
+        x = graph.gather_rows("/model/embed_tokens", "input_ids", embedding, name)
         normed = graph.node(
             "SimplifiedLayerNormalization",
             "/model/layers.0/input_layernorm",
@@ -88,9 +89,6 @@ class _Decoder:
             is_plain=False,
             properties={FACTS_KEY: json.dumps(facts(config, precision, is_plain=False), sort_keys=True)},
         )
-
-    def _shares_embedding(self) -> bool:
-        return self.weights.matrices["embed_tokens"] is self.weights.matrices["lm_head"]
 
     def _lengths(self) -> tuple[str, str]:
         """Emit what GroupQueryAttention wants to know of lengths.
@@ -248,9 +246,7 @@ def rope_tables(graph: GraphBuilder, config: QwenConfig) -> tuple[str, str]:
             for name, value in (("start", 0), ("limit", config.n_ctx_train), ("step", 1))
         ],
     )
-    column = graph.node(
-        "Unsqueeze", "/model/rope/Unsqueeze", [positions, graph.constant("rope.axis", [1])]
-    )
+    column = graph.node("Unsqueeze", "/model/rope/Unsqueeze", [positions, graph.constant("rope.axis", [1])])
     frequencies = graph.constant("rope.frequencies", config.rope.frequencies(config.head_dim), np.float64)
     angles = graph.node("Mul", "/model/rope/Mul", [column, frequencies])
     scaling = config.rope.scaling

@@ -159,7 +159,9 @@ class GraphBuilder:
                     "Gather", f"{path}/Gather", [self.weight(f"{name}.weight.f16", matrix.values), tokens]
                 )
                 return self.node("Cast", f"{path}/Cast", [rows], to=TensorProto.FLOAT)
-            return self.node("Gather", f"{path}/Gather", [self.weight(f"{name}.weight", matrix.values), tokens])
+            return self.node(
+                "Gather", f"{path}/Gather", [self.weight(f"{name}.weight", matrix.values), tokens]
+            )
         assert matrix.scales is not None, "Bug: blocks without scales"
         _, n_blocks, block_bytes = matrix.values.shape
         levels = matrix.values.reshaped(TensorProto.UINT8, (matrix.rows, n_blocks * block_bytes))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from qwen_edge.convert.onnx_blocks import ROUNDINGS, BlockFormat, Rounding
@@ -78,28 +77,3 @@ class OnnxPrecision:
         dotted = path.replace("/", ".")
         is_exact = any(dotted.endswith("." + end) for end in self.exact)
         return 0 if bits == 4 and is_exact else 4 if bits == 8 else self.accuracy_level
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GraphForm:
-    """Which operators a graph is made of.
-
-    Attributes:
-        plain: Only operators of the ONNX standard (opset 21), for runtimes and accelerators without ONNX Runtime's own.
-            Keys and values then come out joined with what went in, as new tensors.
-        fixed: Sizes for compilers that want every shape known: "batch", "tokens" and "past", each at least 1.
-            Empty leaves them open. Plain graphs only.
-    """
-
-    plain: bool = False
-    fixed: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        names = ("batch", "tokens", "past")
-        if self.fixed and not self.plain:
-            raise ConfigError("fixed sizes are for plain graphs", hint="Add plain=True (--opset-only).")
-        if self.fixed and set(self.fixed) != set(names):
-            raise ConfigError(f"fixed sizes are wanted for {', '.join(names)} (not {', '.join(self.fixed)})")
-        for name, size in self.fixed.items():
-            if size < 1:
-                raise ConfigError(f"the fixed size of {name} must be at least 1 (not {size})")

@@ -116,5 +116,3 @@ class _Storing:
             blocks=form,
             level=self.precision.level_of(f"/model/{path}".replace("/model/lm_head", "/lm_head"), form.bits),
         )
-
-
