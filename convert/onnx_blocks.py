@@ -228,7 +228,8 @@ def _stored(scales: Array) -> NDArray[np.float16]:
 
 def _inverse(scales: NDArray[np.float16]) -> Array:
     wide = scales.astype(np.float32)
-    return np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
+    result: Array = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
+    return result
 
 
 def _levels(blocks: Array, scales: NDArray[np.float16], zeros: Array | int, form: BlockFormat) -> Array:
