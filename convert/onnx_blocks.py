@@ -217,8 +217,9 @@ def _range(blocks: Array) -> tuple[Array, Array]:
 
 
 def _zero_points(low: Array, scales: NDArray[np.float16], form: BlockFormat) -> Array:
-    points = np.rint(-low * _inverse(scales))
-    return np.clip(points, 0, form.highest).astype(np.float32)
+    points: Array = np.rint(-low * _inverse(scales))
+    np.clip(points, 0, form.highest, out=points)
+    return points
 
 
 def _stored(scales: Array) -> NDArray[np.float16]:
