@@ -56,6 +56,7 @@ class NativeBatchContext:
         self.n_ctx = config.n_ctx
         self.n_batch = max(min(config.n_batch, config.n_ctx), n_sequences)
         self.n_vocab = model.n_vocab
+        self.n_sequences = n_sequences
         params = context_params(api, config, n_threads)
         # Each sequence has a part of its own: sharing one, every token would look at the tokens of all.
         params.kv_unified = False
