@@ -98,7 +98,10 @@ class NativeBatchContext:
         return self._handle
 
     def evaluate(self, parts: Sequence[Part]) -> None:
-        """Evaluate parts of different sequences in one native call.
+        """Evaluate parts of different sequences: those of one length in one native call.
+
+        llama.cpp itself goes through the layers once for each length, but cuts longer parts where shorter ones end. A
+        prompt beside a decode step would have one token evaluated alone, with other kernels than the rest.
 
         Raises:
             NativeError: llama.cpp failed; the caches are as before.
@@ -107,32 +110,39 @@ class NativeBatchContext:
         count = sum(len(part.tokens) for part in parts)
         assert 0 < count <= self.n_batch, f"Bug: {count} tokens for a batch of {self.n_batch}"
         with self._lock:
-            handle = self.handle
-            end = 0
-            rows: list[tuple[int, NDArray[np.float32]]] = []
-            self._wants_logits[:count] = 0
-            # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
-            # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
-            for part in sorted(parts, key=lambda part: part.sequence):
-                start, end = end, end + len(part.tokens)
-                self._tokens[start:end] = part.tokens
-                self._positions[start:end] = np.arange(part.position, part.position + end - start)
-                for i in range(start, end):
-                    self._batch.seq_id[i][0] = part.sequence
-                if part.logits is not None:
-                    self._wants_logits[end - 1] = 1
-                    rows.append((end - 1, part.logits))
-            self._batch.n_tokens = count
-            code = self._api.llama_decode(handle, self._batch)
-            if code != 0:
+            try:
+                for length in sorted({len(part.tokens) for part in parts}):
+                    self._decode([part for part in parts if len(part.tokens) == length])
+            except NativeError:
                 for part in parts:
                     self._api.llama_memory_seq_rm(self._memory, part.sequence, part.position, -1)
-                raise NativeError(
-                    f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
-                )
-            for index, out in rows:
-                pointer = self._api.llama_get_logits_ith(handle, index)
-                out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
+                raise
+
+    def _decode(self, parts: Sequence[Part]) -> None:
+        handle = self.handle
+        end = 0
+        rows: list[tuple[int, NDArray[np.float32]]] = []
+        # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
+        # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
+        for part in sorted(parts, key=lambda part: part.sequence):
+            start, end = end, end + len(part.tokens)
+            self._tokens[start:end] = part.tokens
+            self._positions[start:end] = np.arange(part.position, part.position + end - start)
+            self._wants_logits[start:end] = 0
+            for i in range(start, end):
+                self._batch.seq_id[i][0] = part.sequence
+            if part.logits is not None:
+                self._wants_logits[end - 1] = 1
+                rows.append((end - 1, part.logits))
+        self._batch.n_tokens = end
+        code = self._api.llama_decode(handle, self._batch)
+        if code != 0:
+            raise NativeError(
+                f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
+            )
+        for index, out in rows:
+            pointer = self._api.llama_get_logits_ith(handle, index)
+            out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
 
     def rewind(self, sequence: int, n_tokens: int) -> int:
         """Forget all but the first n_tokens of a sequence; return how many it has then."""

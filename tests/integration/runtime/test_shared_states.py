@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen_edge import Model, Session, StateRebuiltWarning, load
+from qwen_edge import LoadConfig, Model, Session, StateRebuiltWarning, load
 from qwen_edge.config import GREEDY
 from qwen_edge.errors import ConfigError, FormatError
+from qwen_edge.native.batch import NativeBatchContext, Part
+from qwen_edge.native.handles import NativeModel
+from qwen_edge.native.state import save_sequence
 from qwen_edge.types import Reply
 
 SYSTEM = "And it came to pass, that the king of Israel said unto him, Go in peace. " * 16
@@ -175,6 +178,20 @@ def test_a_state_is_the_same_bytes_from_every_place(tiny_bf16: Path) -> None:
                 context.append(list(range(1, 60)))
                 states.append(context.save_state())
     assert len(states) == 4
+    assert all(np.array_equal(state, states[0]) for state in states)
+
+
+def test_a_prompt_beside_a_decode_step_is_the_same_to_the_bit(tiny_bf16: Path) -> None:
+    states = []
+    model = NativeModel(tiny_bf16)
+    for beside in ([], [Part(0, 30, [7])], [Part(0, 30, [7]), Part(2, 0, list(range(5, 24)))]):
+        context = NativeBatchContext(model, LoadConfig(n_ctx=256), 1, 3)
+        context.evaluate([Part(0, 0, list(range(1, 31)))])
+        context.evaluate([Part(1, 0, list(range(100, 140)))])
+        context.evaluate([Part(1, 40, list(range(140, 160))), *beside])
+        states.append(save_sequence(context, 1, 60))
+        context.close()
+    model.close()
     assert all(np.array_equal(state, states[0]) for state in states)
 
 
