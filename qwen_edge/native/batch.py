@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from qwen_edge.errors import ClosedError, NativeError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.handles import NativeModel, context_params, free_context
+from qwen_edge.native.token_batch import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,8 @@ class NativeBatchContext:
                 hint="A smaller n_ctx or n_sessions needs less memory.",
             )
         self._memory = api.llama_get_memory(self._handle)
-        self._batch = api.llama_batch_init(self.n_batch, 0, 1)
-        shape = (self.n_batch,)
-        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=shape)
-        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape=shape)
-        self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=shape)
-        for i in range(self.n_batch):
-            self._batch.n_seq_id[i] = 1
-        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
+        self._batch = TokenBatch(api, self.n_batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -120,22 +115,16 @@ class NativeBatchContext:
 
     def _decode(self, parts: Sequence[Part]) -> None:
         handle = self.handle
-        end = 0
         rows: list[tuple[int, NDArray[np.float32]]] = []
+        self._batch.clear()
         # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
         # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
         for part in sorted(parts, key=lambda part: part.sequence):
-            start, end = end, end + len(part.tokens)
-            self._tokens[start:end] = part.tokens
-            self._positions[start:end] = np.arange(part.position, part.position + end - start)
-            self._wants_logits[start:end] = 0
-            for i in range(start, end):
-                self._batch.seq_id[i][0] = part.sequence
+            wanted: Literal["none", "last"] = "none" if part.logits is None else "last"
+            last = self._batch.add(part.tokens, part.position, part.sequence, wanted)
             if part.logits is not None:
-                self._wants_logits[end - 1] = 1
-                rows.append((end - 1, part.logits))
-        self._batch.n_tokens = end
-        code = self._api.llama_decode(handle, self._batch)
+                rows.append((last, part.logits))
+        code = self._api.llama_decode(handle, self._batch.native)
         if code != 0:
             raise NativeError(
                 f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
