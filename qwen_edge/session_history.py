@@ -124,8 +124,8 @@ class SessionHistory:
     def branch(self) -> Session:
         """Return a second session that goes on from here: the KV cache is copied, nothing is evaluated again.
 
-        Both have their own history from now on, and their own KV cache, allocated for n_ctx tokens. It is closed
-        like any other session.
+        Both have their own history from now on, and their own KV cache, allocated for n_ctx tokens; with n_sessions
+        above 1 it takes one of these places. It is closed like any other session.
 
         ::
 
@@ -135,7 +135,7 @@ class SessionHistory:
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: The engine cannot copy the memory of this model.
-            ConfigError: A reply is being streamed.
+            ConfigError: A reply is being streamed, or all n_sessions are open.
         """
         tokens, state = self._idle_cache().save()
         assert self._new_session is not None, "Bug: a session that no model made"
@@ -143,7 +143,11 @@ class SessionHistory:
         twin.functions = self.functions
         twin.messages[:] = self.messages
         twin._prefixes.marked = self._prefixes.marked
-        twin._idle_cache().load(tokens, state)
+        try:
+            twin._idle_cache().load(tokens, state)
+        except BaseException:
+            twin.close()  # its place may be one of few
+            raise
         return twin
 
     def mark_prefix(self) -> None:

@@ -224,10 +224,8 @@ class LlamaEngine(Engine):
     def state_identity(self) -> dict[str, Any] | None:
         """See Engine.state_identity.
 
-        n_ctx and the number of threads are not in it: the form of a state does not depend on them.
+        n_ctx, n_sessions and the number of threads are not in it: the form of a state does not depend on them.
         """
-        if self._config.n_sessions > 1:
-            return None
         settings = self.info.settings
         return {
             "engine": self.info.engine,

@@ -14,6 +14,7 @@ from qwen_edge.errors import ClosedError, ContextOverflowError, NativeError, Uns
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.handles import NativeModel, free_context
+from qwen_edge.native.token_batch import TokenBatch
 from qwen_edge.quant_types import TENSOR_TYPES
 
 # Source: enum llama_pooling_type in include/llama.h.
@@ -126,8 +127,8 @@ class _PoolingContext:
                 f"llama.cpp cannot make a context: {library.last_errors() or 'no reason given'}",
                 hint="A shorter text needs less memory.",
             )
-        self._batch = api.llama_batch_init(n_tokens, 0, 1)
-        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
+        self._batch = TokenBatch(api, n_tokens)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -139,14 +140,10 @@ class _PoolingContext:
             if not self._free.alive:
                 raise ClosedError(f"the model {self._model.path.name} was closed meanwhile")
             api.llama_memory_clear(api.llama_get_memory(self._handle), False)
-            i = 0
+            batch.clear()
             for sequence, tokens in enumerate(texts):
-                for position, token in enumerate(tokens):
-                    batch.token[i], batch.pos[i], batch.logits[i] = token, position, 1
-                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-                    i += 1
-            batch.n_tokens = i
-            code = api.llama_decode(self._handle, batch)
+                batch.add(tokens, 0, sequence, "all")
+            code = api.llama_decode(self._handle, batch.native)
             if code != 0:
                 raise NativeError(
                     f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"

@@ -90,7 +90,7 @@ def test_regenerate_answers_the_same_again() -> None:
         first = session.send("one")
         reply = session.regenerate(max_tokens=100)
         assert (reply.text, texts(session.messages)) == ("reply 2", ["one", "reply 2"])
-        assert reply.stats.cached_tokens == first.stats.prompt_tokens - 1
+        assert reply.stats.cached_tokens == first.stats.prompt_tokens - 2
         session.messages.append(Message("tool", "{}"))
         with pytest.raises(ConfigError, match="does not end with a reply"):
             session.regenerate()
