@@ -21,6 +21,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "lazy",
         "paths",
         "types",
         "openai_format",
