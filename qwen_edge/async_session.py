@@ -52,7 +52,7 @@ class AsyncReplyStream:
     async def finish(self) -> Reply:
         """Generate the rest and return the whole answer."""
         if not self._is_over:
-            await self._run(self._exhaust)
+            await self._run(self._stream.finish)
             self._end()
         return self._stream.reply
 
@@ -90,10 +90,6 @@ class AsyncReplyStream:
         """Log-probabilities of the tokens so far; () unless asked for."""
         return self._stream.logprobs
 
-    def _exhaust(self) -> None:
-        for _ in self._stream:
-            pass
-
     async def _run(self, function: Callable[[], T]) -> T:
         """Run a function in the reply's thread; when the task is cancelled, end the reply, then raise."""
         future = asyncio.get_running_loop().run_in_executor(self._executor, _call_last_reference, [function])
@@ -104,6 +100,11 @@ class AsyncReplyStream:
             await _uncancelled(future)
             # The call may have come to a chunk all the same, which nobody gets any more.
             self._stream.close()
+            self._end()
+            raise
+        except GeneratorExit:
+            # The coroutine is dropped, and cannot wait: the next reply does.
+            self._stream.cancel()
             self._end()
             raise
         return future.result()

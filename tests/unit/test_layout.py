@@ -49,6 +49,8 @@ LAYERS = (
         "overflow",
         "prefix_cache",
         "prefix_turn",
+        "reply_options",
+        "reply_slot",
         "session",
         "session_asking",
         "session_file",
