@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from qwen_edge.async_call import uncancelled
 from qwen_edge.types import Chunk, Reply, TokenLogprob
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class AsyncReplyStream:
             await asyncio.wait((future,))
         except asyncio.CancelledError:
             self._stream.cancel()
-            await _uncancelled(future)
+            await uncancelled(future)
             # The call may have come to a chunk all the same, which nobody gets any more.
             self._stream.close()
             self._end()
@@ -122,13 +123,3 @@ def _call_last_reference(box: list[Callable[[], T]]) -> T:
     find its reply still going on.
     """
     return box.pop()()
-
-
-async def _uncancelled(future: asyncio.Future[T]) -> None:
-    """Wait for a call that is about to return, however often the task is cancelled meanwhile."""
-    while not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError:
-            continue
-    future.exception()  # looked at, so that asyncio does not complain: the task ends by its cancellation

@@ -38,6 +38,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "async_call",
         "async_session",
         "cancellation",
         "embedding",
