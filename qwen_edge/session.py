@@ -101,7 +101,8 @@ class Session(SessionHistory, SessionAsking):
                 always does (a number holds for the latter, 0 included); or an embedding model or reranker, which does
                 not chat.
             ConfigError: max_tokens below 1, a message or a setting that is none, or another reply is still being
-                streamed.
+                streamed. (One that was cancelled is ended, or waited for.)
+            TypeError: There is no such keyword.
             ClosedError: After close().
 
         Example:
