@@ -268,8 +268,9 @@ class Session(SessionHistory, SessionAsking):
             ClosedError: After close().
             ConfigError: A reply is being streamed.
         """
+        cache = self._open_cache()
         self._slot.wait()
-        return self._open_cache()
+        return cache
 
     @contextlib.contextmanager
     def _generating(

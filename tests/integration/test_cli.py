@@ -58,8 +58,8 @@ def test_run_ends_in_time(tiny_bf16: Path) -> None:
     assert qwen_edge("run", tiny_bf16, "Hi", "--timeout", "0").returncode == 2
 
 
-@pytest.mark.parametrize("option", ["--prefix-cache", "--no-prefix-cache"])
-def test_run_keeps_the_prefix_on_disk_unless_told_not_to(option: str, tiny_bf16: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--no-prefix-cache"]])
+def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tiny_bf16: Path) -> None:
     result = qwen_edge(
         "run",
         tiny_bf16,
@@ -70,10 +70,10 @@ def test_run_keeps_the_prefix_on_disk_unless_told_not_to(option: str, tiny_bf16:
         "5",
         "--format",
         "json",
-        option,
+        *options,
     )
     assert result.returncode == 0, result.stderr
-    assert (json.loads(result.stdout)["stats"]["prefix_cache"] == "off") == (option == "--no-prefix-cache")
+    assert (json.loads(result.stdout)["stats"]["prefix_cache"] == "off") == bool(options)
 
 
 def test_run_reads_the_prompt_from_stdin(tiny_bf16: Path) -> None:

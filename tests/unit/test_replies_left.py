@@ -120,9 +120,9 @@ def test_a_coroutine_that_is_dropped_while_it_waits() -> None:
             stream = session.astream("Hi")
             gate.shut()
             waiting = stream.__anext__()
-            waiting.send(None)  # type: ignore[attr-defined]
+            waiting.send(None)
             await asyncio.to_thread(gate.inside.wait, 20)
-            waiting.close()  # type: ignore[attr-defined]
+            waiting.close()
             del stream, waiting
             following = asyncio.create_task(session.asend("Again"))
             await asyncio.sleep(0.05)
