@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import inspect
+import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -215,12 +218,29 @@ class Outcome:
         reply: None until it has ended, in whatever way.
         logprobs: Of the tokens so far, where the request asks for them.
         cancellation: Ends the reply from outside.
+        lock: Held by the thread that is inside the generator.
     """
 
     def __init__(self) -> None:
         self.reply: Reply | None = None
         self.logprobs: list[TokenLogprob] = []
         self.cancellation = Cancellation()
+        self.lock = threading.RLock()
+        self._chunks: weakref.ref[Generator[Chunk, None, None]] | None = None
+
+    def watch(self, chunks: Generator[Chunk, None, None]) -> None:
+        """Note the generator, weakly: it ends when its reader lets go of it."""
+        self._chunks = weakref.ref(chunks)
+
+    def end(self) -> bool:
+        """Close the generator, behind the thread that may be inside; False when that is the calling one."""
+        with self.lock:
+            chunks = self._chunks() if self._chunks is not None else None
+            if chunks is not None:
+                if inspect.getgeneratorstate(chunks) == inspect.GEN_RUNNING:
+                    return False
+                chunks.close()
+        return True
 
 
 def generate(

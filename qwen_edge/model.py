@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge import embedding, hub, session_file
+from qwen_edge.async_call import call_in_thread
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
@@ -141,6 +142,27 @@ class Model:
             self.engine, texts, instruction=instruction, is_query=is_query, dimensions=dimensions
         )
 
+    async def aembed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        is_query: bool = False,
+        dimensions: int | None = None,
+    ) -> NDArray[np.float32]:
+        """embed() for asyncio, in a thread of its own. A cancelled task ends it at its next batch of texts."""
+        engine = self.engine
+        return await call_in_thread(
+            lambda is_cancelled: embedding.embed(
+                engine,
+                texts,
+                instruction=instruction,
+                is_query=is_query,
+                dimensions=dimensions,
+                is_cancelled=is_cancelled,
+            )
+        )
+
     def rerank(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
     ) -> list[tuple[int, float]]:
@@ -165,6 +187,17 @@ class Model:
                 print(f"{score:.3f}", documents[index])
         """
         return embedding.rerank(self.engine, query, documents, instruction=instruction)
+
+    async def arerank(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[tuple[int, float]]:
+        """rerank() for asyncio, in a thread of its own. A cancelled task ends it at its next batch of documents."""
+        engine = self.engine
+        return await call_in_thread(
+            lambda is_cancelled: embedding.rerank(
+                engine, query, documents, instruction=instruction, is_cancelled=is_cancelled
+            )
+        )
 
     def _forget(self, session: Session) -> None:
         with self._lock:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from qwen_edge.chat import constraint as constraints
 from qwen_edge.chat.partial_json import ABSENT, parse_partial
 from qwen_edge.chat.schema import json_schema, parse
 from qwen_edge.errors import ConfigError, OutputError
+from qwen_edge.reply_options import ReplyOptions
 from qwen_edge.types import Message, Reply
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def extract_stream(
     choice: Sequence[str] | None = None,
     grammar: str | None = None,
     show_schema: bool = True,
-    **options: Any,
+    **options: Unpack[ReplyOptions],
 ) -> ExtractStream:
     """Begin an answer of a given form. See Session.extract_stream, whose arguments these are.
 
@@ -43,7 +44,7 @@ def extract_stream(
         choice: Texts.
         grammar: A grammar in Lark's notation.
         show_schema: Add the schema to the last message.
-        **options: thinking, max_tokens and sampling of Session.stream.
+        **options: Of Session.send.
     """
     forms = {"schema": schema, "regex": regex, "choice": choice, "grammar": grammar}
     given = [name for name, form in forms.items() if form is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,9 +217,11 @@ class LlamaEngine(Engine):
         finally:
             context.close()
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pooled(
+        self, texts: Sequence[Sequence[int]], *, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
         """See Engine.pooled."""
-        return pooled_output(self._model, texts, self._config, self._n_threads)
+        return pooled_output(self._model, texts, self._config, self._n_threads, is_cancelled)
 
     def state_identity(self) -> dict[str, Any] | None:
         """See Engine.state_identity.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig
-from qwen_edge.errors import ClosedError, ContextOverflowError, NativeError, UnsupportedError
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, NativeError, UnsupportedError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.handles import NativeModel, free_context
@@ -24,7 +24,11 @@ _MAX_TEXTS_AT_ONCE = 64
 
 
 def pooled_output(
-    model: NativeModel, texts: Sequence[Sequence[int]], config: LoadConfig, n_threads: int
+    model: NativeModel,
+    texts: Sequence[Sequence[int]],
+    config: LoadConfig,
+    n_threads: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
     """Evaluate texts, each on its own, and return their pooled outputs.
 
@@ -35,6 +39,7 @@ def pooled_output(
         texts: Tokens of each whole text, as the model wants it (with its end token).
         config: n_ctx, n_batch and kv_type are used.
         n_threads: CPU threads.
+        is_cancelled: Asked before each native call.
 
     Returns:
         float32 [n_texts, n_classes] for a reranker, else [n_texts, hidden_size], not normalised.
@@ -43,6 +48,7 @@ def pooled_output(
         UnsupportedError: The file has no pooling type.
         ContextOverflowError: A text has more tokens than n_ctx.
         NativeError: llama.cpp refuses or fails.
+        CancelledError: is_cancelled() said so.
         ClosedError: The model is closed, or is being closed by another thread.
     """
     for index, tokens in enumerate(texts):
@@ -58,7 +64,11 @@ def pooled_output(
     with model.lock:
         context = _PoolingContext(model, n_tokens, n_texts, config, n_threads)
     try:
-        results = [context.evaluate(batch) for batch in batches]
+        results = []
+        for batch in batches:
+            if is_cancelled():
+                raise CancelledError("cancelled between two batches of texts")
+            results.append(context.evaluate(batch))
         return np.concatenate([np.empty((0, context.size), np.float32), *results])
     finally:
         context.close()
