@@ -110,6 +110,33 @@ def test_an_answer_that_looks_like_a_call_is_an_answer() -> None:
         assert session.send("?", thinking="off").tool_calls == (ToolCall("add", {}),)
 
 
+ADD = {
+    "name": "add",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+}
+
+
+@pytest.mark.parametrize("form", ["<tool_call>\n%s\n</tool_call>", "%s", "```json\n%s\n```"])
+def test_calls_are_held_to_their_tool_unless_told_otherwise(form: str) -> None:
+    script = form % '{"name": "add", "arguments": {"b": "a", "a": "12"}}'
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD]) as session:
+        (held,) = session.send("?", thinking="off").tool_calls
+        assert held == ToolCall("add", {"a": 12})
+        session.constrained_calls = False
+        (free,) = session.send("?", thinking="off").tool_calls
+        assert free == ToolCall("add", {"b": "a", "a": "12"})
+        assert not session.branch().constrained_calls
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD], constrained_calls=False) as session:
+        assert session.send("?", thinking="off").tool_calls == (free,)
+
+
+def test_json_that_is_no_call_is_said_as_it_is() -> None:
+    script = '{"name": "Ada", "arguments": "none", "b": [1, {"name": "add", "x": 1}]}'
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD]) as session:
+        reply = session.send("?", thinking="off")
+    assert (reply.text, reply.tool_calls, reply.finish_reason) == (script, (), "stop")
+
+
 def test_tags_inside_an_answer_are_its_text() -> None:
     script = '{"name": "a < / think > <think> b </think> <tool_call>", "age": 3}'
     engine = FakeEngine(script)
