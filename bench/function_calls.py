@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -87,12 +87,13 @@ def ask_questions(model: Model, questions: Iterable[Question]) -> Iterator[Answe
     """Ask each question without the constraint and with it; yield both answers."""
     for question in questions:
         with model.session(tools=[question.tool]) as session:
+            # The prompt is evaluated here, so that both find the same KV cache, to the last bit.
+            session.send(question.text, thinking="off", max_tokens=1, sampling=GREEDY)
             for is_constrained in (False, True):
                 yield _ask(session, question, is_constrained)
 
 
 def _ask(session: Session, question: Question, is_constrained: bool) -> Answer:
-    # The history is cleared, the KV cache is not: the second time the prompt is there already.
     session.messages.clear()
     session.constrained_calls = is_constrained
     reply = session.send(question.text, thinking="off", max_tokens=_MAX_TOKENS, sampling=GREEDY)
@@ -170,12 +171,6 @@ def _print_table(results: Sequence[CallQuality]) -> None:
     Console(highlight=False).print(table)
 
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Write answers as JSON lines."""
-    lines = [json.dumps(dataclasses.asdict(answer), ensure_ascii=False) for answer in answers]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def measure(
     model: Model, folder: Path, limit: int | None, seen: Callable[[Answer], None] = lambda answer: None
 ) -> list[CallQuality]:
@@ -214,24 +209,32 @@ def measure(
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores.")
 @click.option(
     "--answers",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.File("w", encoding="utf-8"),
     help="Write every answer here, as JSON lines.",
 )
 @click.option(
     "--format", "output_format", type=click.Choice(["human", "json"]), default="human", show_default=True
 )
 def main(
-    file: str, folder: Path, limit: int | None, threads: int | None, answers: Path | None, output_format: str
+    file: str,
+    folder: Path,
+    limit: int | None,
+    threads: int | None,
+    answers: IO[str] | None,
+    output_format: str,
 ) -> None:
     """Measure the tool calls of FILE, a GGUF file or the name of a model."""
-    heard: list[Answer] = []
+
+    def write(answer: Answer) -> None:
+        if answers is not None:
+            line = json.dumps(dataclasses.asdict(answer), ensure_ascii=False)
+            click.echo(line, file=answers)
+
     try:
         with load(file, n_ctx=_N_CTX, n_threads=threads, prefix_cache=False) as model:
-            results = measure(model, folder, limit, heard.append)
+            results = measure(model, folder, limit, write)
     except QwenEdgeError as error:
         raise click.ClickException(str(error)) from error
-    if answers is not None:
-        write_answers(answers, heard)
     if output_format == "human":
         _print_table(results)
         return
