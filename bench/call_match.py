@@ -63,16 +63,20 @@ def standardised(value: Any) -> Any:
 
 def _is_right(value: Any, parameter: Mapping[str, Any], answers: Sequence[Any]) -> bool:
     kind = _TYPES[parameter["type"]]
+    inner = _TYPES[parameter["items"]["type"]] if kind is list else None
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind:
-        return type(value) is _type_of(answers) and value in answers
-    inner = _TYPES[parameter["items"]["type"]] if kind is list else None
-    if inner is not None and not any(_holds(value, inner, answer) for answer in answers):
-        # A right value that is no list, and so a variable, makes no demand on the type of items.
-        return _type_of(answers) is list and value in answers
-    if _type_of(answers) not in (kind, None):
+    known = _type_of(answers)
+    has_type = type(value) is kind and (inner is None or any(_holds(value, inner, each) for each in answers))
+    if not has_type:
+        return type(value) is known and value in answers
+    if known not in (kind, None):
         return value in answers
+    return _is_among(value, kind, inner, answers)
+
+
+def _is_among(value: Any, kind: type, inner: type | None, answers: Sequence[Any]) -> bool:
+    """Return whether a value of the right type is one of the right values."""
     if kind is dict:
         return any(_same_dict(value, answer) for answer in answers if answer != _MAY_BE_LEFT_OUT)
     if inner is dict:
@@ -93,7 +97,7 @@ def _type_of(answers: Sequence[Any]) -> type | None:
 def _holds(items: Sequence[Any], kind: type, answer: Any) -> bool:
     """Return whether the items of a list are of a type, or of that of a right list's items."""
     if not isinstance(answer, list):
-        return True
+        return True  # a variable, or nothing: it makes no demand
     return all(type(item) in (kind, _type_of(answer)) for item in items)
 
 

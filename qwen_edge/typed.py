@@ -61,7 +61,7 @@ def extract_stream(
         json_form = json_schema(schema)
         source = constraints.json_grammar(json_form)
         if show_schema:
-            turn = _with_schema(turn, json_form)
+            turn = with_schema(turn, json_form)
     vocabulary = constraints.vocabulary_of(session._engine)
     guide = constraints.AnswerGuide(
         constraints.Constraint(vocabulary, source), may_think=session.may_think(options.get("thinking"))
@@ -135,8 +135,8 @@ def extract(session: Session, turn: Turn, schema: Any = None, **arguments: Any) 
     return stream.result
 
 
-def _with_schema(turn: Turn, schema: Mapping[str, Any]) -> Turn:
-    """Return a turn whose last message also says what is asked for."""
+def with_schema(turn: Turn, schema: Mapping[str, Any]) -> Turn:
+    """Return a turn whose last message also says what is asked for, as extract() shows a schema to the model."""
     messages = (
         [Message("user", turn)] if isinstance(turn, str) else [turn] if isinstance(turn, Message) else [*turn]
     )
