@@ -67,9 +67,10 @@ def _is_right(value: Any, parameter: Mapping[str, Any], answers: Sequence[Any]) 
     if kind is float and type(value) is int:
         value = float(value)
     known = _type_of(answers)
-    has_type = type(value) is kind and (inner is None or any(_holds(value, inner, each) for each in answers))
-    if not has_type:
+    if type(value) is not kind:
         return type(value) is known and value in answers
+    if inner is not None and not any(_holds(value, inner, answer) for answer in answers):
+        return False  # whole numbers do for a float, but not in a list
     if known not in (kind, None):
         return value in answers
     return _is_among(value, kind, inner, answers)
@@ -94,7 +95,7 @@ def _type_of(answers: Sequence[Any]) -> type | None:
     return next((type(answer) for answer in answers if answer != _MAY_BE_LEFT_OUT), None)
 
 
-def _holds(items: Sequence[Any], kind: type, answer: Any) -> bool:
+def _holds(items: Any, kind: type, answer: Any) -> bool:
     """Return whether the items of a list are of a type, or of that of a right list's items."""
     if not isinstance(answer, list):
         return True  # a variable, or nothing: it makes no demand
