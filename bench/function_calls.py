@@ -172,27 +172,31 @@ def _print_table(results: Sequence[CallQuality]) -> None:
 
 
 def measure(
-    model: Model, folder: Path, limit: int | None, seen: Callable[[Answer], None] = lambda answer: None
+    model: Model,
+    folder: Path,
+    limit: int | None = None,
+    categories: Sequence[str] = CATEGORIES,
+    seen: Callable[[Answer], None] = lambda answer: None,
 ) -> list[CallQuality]:
-    """Ask the questions of both categories; return their figures without and with the constraint.
+    """Ask the questions; return their figures without and with the constraint.
 
     Args:
         model: Any that takes tools.
         folder: bfcl_eval/data of the bfcl-eval package.
         limit: Most questions of each category; None asks all.
+        categories: Which of CATEGORIES.
         seen: Is told every answer.
 
     Raises:
         ConfigError, FormatError: As in read_questions().
     """
-    sets = [read_questions(folder, category)[:limit] for category in CATEGORIES]
-    answers: list[list[Answer]] = []
-    for questions in sets:
-        answers.append([])
+    sets = {category: read_questions(folder, category)[:limit] for category in categories}
+    answers: dict[str, list[Answer]] = {category: [] for category in CATEGORIES}
+    for category, questions in sets.items():
         for answer in ask_questions(model, questions):
             seen(answer)
-            answers[-1].append(answer)
-    asked, irrelevant = answers
+            answers[category].append(answer)
+    asked, irrelevant = (answers[category] for category in CATEGORIES)
     return [call_quality(asked, irrelevant, is_constrained=setting) for setting in (False, True)]
 
 
@@ -205,6 +209,7 @@ def measure(
     required=True,
     help="bfcl_eval/data of the bfcl-eval package.",
 )
+@click.option("--only", type=click.Choice(CATEGORIES), help="One kind of question; default: both.")
 @click.option("--limit", type=click.IntRange(min=1), help="Most questions of each kind; default: all.")
 @click.option("--threads", type=click.IntRange(min=1), help="Default: the physical cores.")
 @click.option(
@@ -218,6 +223,7 @@ def measure(
 def main(
     file: str,
     folder: Path,
+    only: str | None,
     limit: int | None,
     threads: int | None,
     answers: IO[str] | None,
@@ -232,7 +238,7 @@ def main(
 
     try:
         with load(file, n_ctx=_N_CTX, n_threads=threads, prefix_cache=False) as model:
-            results = measure(model, folder, limit, write)
+            results = measure(model, folder, limit, (only,) if only else CATEGORIES, write)
     except QwenEdgeError as error:
         raise click.ClickException(str(error)) from error
     if output_format == "human":

@@ -6,7 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from qwen_edge.bench import extraction
 from qwen_edge.bench.extraction import extract_all, extraction_quality, read_tasks
 from qwen_edge.bench.json_score import count_fields, find_json
 from qwen_edge.chat.coercion import fits
@@ -58,20 +60,33 @@ def test_the_tasks() -> None:
         assert len({task.schema_name for task in tasks[:12]}) == 12  # so that a limit takes some of each
 
 
+REPLIES = (
+    "x", 'It is {"name": "Max Huber", "age": "30", "city": "Vienna", "is_married": true}.',
+    '{"name": "Max Huber", "age": "30", "city": "Vienna", "is_married": true}',
+    "x", "I cannot.", '{"customer": "Lena Schmidt", "items": [{"product": "lamp", "quantity": 2, "unit_price": 35.5}], "is_paid": true}',
+    "x", "{}", '{"title": "B", "date": "2025-03-14", "start": "10:00", "participants": ["Anna"]}',
+)  # fmt: skip
+
+
+def scripted_model() -> Model:
+    replies = iter(REPLIES)
+    return Model(FakeEngine(lambda prompt: next(replies), config=LoadConfig(n_ctx=8192)))
+
+
 def test_figures_without_and_with_the_constraint() -> None:
-    tasks = read_tasks()[:3]
-    replies = iter([
-        "x", 'It is {"name": "Max Huber", "age": "30", "city": "Vienna", "is_married": true}.',
-        '{"name": "Max Huber", "age": "30", "city": "Vienna", "is_married": true}',
-        "x", "I cannot.", '{"customer": "Lena Schmidt", "items": [{"product": "lamp", "quantity": 2, "unit_price": 35.5}], "is_paid": true}',
-        "x", "{}", '{"title": "B", "date": "2025-03-14", "start": "10:00", "participants": ["Anna"]}',
-    ])  # fmt: skip
-    engine = FakeEngine(lambda prompt: next(replies), config=LoadConfig(n_ctx=8192))
-    with Model(engine) as model:
-        answers = list(extract_all(model, tasks))
+    with scripted_model() as model:
+        answers = list(extract_all(model, read_tasks()[:3]))
     free, held = (extraction_quality(answers, is_constrained=setting) for setting in (False, True))
     assert (free.n_tasks, free.valid, free.exact) == (3, 0.0, 0.0)
     assert free.fields == pytest.approx(3 / (4 + 5 + 6))
     assert (held.n_tasks, held.valid) == (3, 1.0)
     assert held.exact == pytest.approx(2 / 3)
     assert held.fields == pytest.approx((4 + 5 + 3) / (4 + 5 + 6))
+
+
+def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extraction, "load", lambda file, **settings: scripted_model())
+    result = CliRunner().invoke(extraction.main, ["m.gguf", "--limit", "3"])
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["free", "3", "0.000", "0.000", "0.200"] in rows
+    assert ["held", "to", "the", "schema", "3", "1.000", "0.667", "0.800"] in rows

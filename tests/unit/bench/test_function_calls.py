@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from qwen_edge.bench import function_calls
 from qwen_edge.bench.bfcl import as_json_schema, read_questions
 from qwen_edge.bench.function_calls import CallQuality, main, measure
 from qwen_edge.engines.fake import FakeEngine
@@ -77,7 +78,7 @@ def script(prompt: str) -> str:
 def test_figures_without_and_with_the_constraint(folder: Path) -> None:
     answers = []
     with Model(FakeEngine(script)) as model:
-        free, held = measure(model, folder, None, answers.append)
+        free, held = measure(model, folder, seen=answers.append)
     assert free == CallQuality(
         is_constrained=False, n_asked=5, began=4, valid=1, right=1, n_irrelevant=2, refrained=1
     )
@@ -96,7 +97,17 @@ def test_figures_without_and_with_the_constraint(folder: Path) -> None:
 def test_a_limit_holds_for_each_kind(folder: Path) -> None:
     with Model(FakeEngine(script)) as model:
         free, held = measure(model, folder, 1)
+        only, _ = measure(model, folder, categories=["irrelevance"])
     assert (free.n_asked, free.n_irrelevant, free.right, held.right) == (1, 1, 1, 1)
+    assert (only.n_asked, only.n_irrelevant) == (0, 2)
+
+
+def test_the_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function_calls, "load", lambda file, **settings: Model(FakeEngine(script)))
+    result = CliRunner().invoke(main, ["m.gguf", "--questions", str(folder), "--only", "simple_python"])
+    rows = [line.split() for line in result.output.splitlines()]
+    assert ["free", "5", "0.800", "0.200", "0.250", "0.200", "0", "-"] in rows
+    assert ["held", "to", "the", "tool", "5", "0.800", "0.800", "1.000", "0.600", "0", "-"] in rows
 
 
 def test_types_become_those_of_json_schema() -> None:
