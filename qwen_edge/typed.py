@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwen_edge.chat import constraint as constraints
+from qwen_edge.chat.outline import outline
 from qwen_edge.chat.partial_json import ABSENT, parse_partial
 from qwen_edge.chat.schema import json_schema, parse
 from qwen_edge.errors import ConfigError, OutputError
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from qwen_edge.openai_format import Turn
     from qwen_edge.session import Session
 
-_INSTRUCTION = "Answer with JSON of this schema and nothing else:\n"
+_INSTRUCTION = "Answer with JSON of this form and nothing else:\n"
+_SCHEMA_INSTRUCTION = "Answer with JSON of this schema and nothing else:\n"
 
 
 def extract_stream(
@@ -42,7 +44,7 @@ def extract_stream(
         regex: A regular expression.
         choice: Texts.
         grammar: A grammar in Lark's notation.
-        show_schema: Add the schema to the last message.
+        show_schema: Add the form of the schema to the last message.
         **options: thinking, max_tokens and sampling of Session.stream.
     """
     forms = {"schema": schema, "regex": regex, "choice": choice, "grammar": grammar}
@@ -141,6 +143,10 @@ def with_schema(turn: Turn, schema: Mapping[str, Any]) -> Turn:
         [Message("user", turn)] if isinstance(turn, str) else [turn] if isinstance(turn, Message) else [*turn]
     )
     if messages and messages[-1].role == "user":
-        text = f"{messages[-1].content}\n\n{_INSTRUCTION}{json.dumps(schema, ensure_ascii=False)}"
-        messages[-1] = Message("user", text)
+        form = outline(schema)
+        if form is None:
+            asked = _SCHEMA_INSTRUCTION + json.dumps(schema, ensure_ascii=False)
+        else:
+            asked = _INSTRUCTION + form
+        messages[-1] = Message("user", f"{messages[-1].content}\n\n{asked}")
     return messages

@@ -79,7 +79,7 @@ def test_the_schema_is_shown_unless_told_otherwise() -> None:
     with Model(engine) as model, model.session() as session:
         session.extract([Message("user", "Max is 30.")], Person, thinking="off")
         session.extract("Max is 30.", Person, thinking="off", show_schema=False)
-    assert '"age": {"type": "integer"}' in prompts[0]
+    assert '{"name": string, "age": integer}' in prompts[0]
     assert prompts[1].rsplit("<|im_start|>user\n", 1)[1].startswith("Max is 30.<|im_end|>")
 
 
