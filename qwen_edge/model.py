@@ -71,6 +71,7 @@ class Model:
         *,
         system: str | None = None,
         tools: Sequence[ToolLike] = (),
+        constrained_calls: bool = True,
         on_overflow: OverflowMode = "error",
         on_drop: OnDrop | None = None,
     ) -> Session:
@@ -80,6 +81,8 @@ class Model:
             system: What the model is told before the first turn.
             tools: What the model may call: Python functions with type hints, which Session.run() calls; or JSON
                 schemas, in OpenAI's form or as bare function objects.
+            constrained_calls: A call that the model begins can only become one of these tools, with arguments that fit
+                its schema (where llguidance is installed). False lets the model write what it will, mistakes included.
             on_overflow: When less than a quarter of the context (or than max_tokens) is left for a reply: "error" goes
                 on until a prompt does not fit and raises ContextOverflowError; "drop_oldest" takes the oldest turns out,
                 whole ones, until the prompt fills half the context; "summarise" does too, and the model's own summary of
@@ -92,7 +95,9 @@ class Model:
             ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three.
         """
         policy = OverflowPolicy(mode=on_overflow, on_drop=on_drop)
-        return self._new_session(system=system, tools=tools, overflow_policy=policy)
+        return self._new_session(
+            system=system, tools=tools, constrained_calls=constrained_calls, overflow_policy=policy
+        )
 
     def _new_session(self, **settings: Any) -> Session:
         session = Session(

@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 from qwen_edge import history
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat import constraint
+from qwen_edge.chat.call_guide import CallForms, ToolCallGuide
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
 from qwen_edge.chat.tools import ToolLike, split_tools
@@ -38,6 +39,9 @@ class Session(SessionHistory, SessionAsking):
     turn is not always a prefix of the next.)
 
     Not for two threads at once, except cancel().
+
+    Attributes:
+        constrained_calls: See Model.session(); may be changed between two turns.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Session(SessionHistory, SessionAsking):
         *,
         system: str | None = None,
         tools: Sequence[ToolLike] = (),
+        constrained_calls: bool = True,
         on_close: Callable[[Session], None] = lambda session: None,
         overflow_policy: OverflowPolicy | None = None,
         prefix_store: PrefixCache | None = None,
@@ -55,7 +60,8 @@ class Session(SessionHistory, SessionAsking):
         """Made by Model.session()."""
         schemas, self.functions = split_tools(tools)
         self.tools = tuple(_as_openai_tool(tool) for tool in schemas)
-        self._call_constraint: constraint.Constraint | None = None
+        self.constrained_calls = constrained_calls
+        self._call_forms: CallForms | None = None
         if self.tools and not template.takes_tools:
             raise UnsupportedError("the model's chat template has no place for tools")
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -90,7 +96,8 @@ class Session(SessionHistory, SessionAsking):
                 then, and the turn is taken back.
             logprobs: Tell each token's log-probability (`reply.logprobs`) and this many most likely alternatives, 0
                 to 100; None tells none, and costs nothing.
-            guide: Which tokens are allowed; None holds tool calls to the tools on offer and leaves the rest free.
+            guide: Which tokens are allowed; None holds tool calls to the tools on offer, unless constrained_calls is
+                False, and leaves the rest free.
 
         Returns:
             An iterator of chunks. When it is exhausted, `.reply` has the whole answer with its stats.
@@ -234,17 +241,12 @@ class Session(SessionHistory, SessionAsking):
 
     def _tool_guide(self) -> constraint.Guide | None:
         """Return what holds calls to the tools on offer; without llguidance they are checked when they are whole."""
-        if not self.tools or not constraint.is_available():
+        if not (self.tools and self.constrained_calls and constraint.is_available()):
             return None
-
-        def new_call() -> constraint.Constraint:
-            if self._call_constraint is None:
-                vocabulary = constraint.vocabulary_of(self._engine)
-                grammar = constraint.call_grammar(self.tools, vocabulary)
-                self._call_constraint = constraint.Constraint(vocabulary, grammar)
-            return self._call_constraint.copy()
-
-        return constraint.ToolCallGuide(new_call)
+        if self._call_forms is None:
+            vocabulary = functools.partial(constraint.vocabulary_of, self._engine)
+            self._call_forms = CallForms(self.tools, vocabulary)
+        return ToolCallGuide(self._call_forms)
 
     def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
         meter = Meter()

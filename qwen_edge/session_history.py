@@ -30,6 +30,7 @@ class SessionHistory:
     messages: list[Message]
     tools: tuple[dict[str, Any], ...]
     functions: dict[str, ToolFunction]
+    constrained_calls: bool
     rebuilt_because: str = ""
     """Of a restored session: what made its saved KV cache useless; "" when it was used."""
     _engine: Engine
@@ -109,7 +110,9 @@ class SessionHistory:
         """
         tokens, state = self._idle_cache().save()
         assert self._new_session is not None, "Bug: a session that no model made"
-        twin = self._new_session(tools=self.tools, overflow_policy=self._overflow)
+        twin = self._new_session(
+            tools=self.tools, constrained_calls=self.constrained_calls, overflow_policy=self._overflow
+        )
         twin.functions = self.functions
         twin.messages[:] = self.messages
         twin._prefixes.marked = self._prefixes.marked
