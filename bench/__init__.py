@@ -12,8 +12,9 @@ The names below are imported when first used: `import qwen_edge.bench` loads not
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen_edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen_edge.bench.record import BenchRecord as BenchRecord
@@ -25,25 +26,15 @@ if TYPE_CHECKING:
     from qwen_edge.bench.workload import Workload as Workload
 
 _HOMES = {
-    "BenchConfig": "runner",
-    "BenchRecord": "record",
-    "FileResult": "record",
-    "MemoryUse": "record",
-    "Samples": "record",
-    "Workload": "workload",
-    "run_benchmark": "runner",
+    "BenchConfig": ".runner",
+    "BenchRecord": ".record",
+    "FileResult": ".record",
+    "MemoryUse": ".record",
+    "Samples": ".record",
+    "Workload": ".workload",
+    "run_benchmark": ".runner",
 }
 
 __all__ = ["BenchConfig", "BenchRecord", "FileResult", "MemoryUse", "Samples", "Workload", "run_benchmark"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qwen_edge.bench.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -15,8 +15,9 @@ The names below are imported when first used: `import qwen_edge.convert` loads n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen_edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen_edge.convert.adapter_gguf import AdapterReport as AdapterReport
@@ -31,18 +32,18 @@ if TYPE_CHECKING:
     from qwen_edge.convert.verification import VerificationReport as VerificationReport
     from qwen_edge.convert.verification import verify_file as verify_file
 
-_MODULES = {
-    "AdapterReport": "adapter_gguf",
-    "ConversionReport": "conversion",
-    "DroppedTensor": "matching",
-    "OnnxPrecision": "onnx_precision",
-    "OnnxReport": "onnx_export",
-    "VerificationReport": "verification",
-    "apply_adapters": "adapter_merge",
-    "convert_adapter": "adapter_gguf",
-    "convert_checkpoint": "conversion",
-    "export_onnx": "onnx_export",
-    "verify_file": "verification",
+_HOMES = {
+    "AdapterReport": ".adapter_gguf",
+    "ConversionReport": ".conversion",
+    "DroppedTensor": ".matching",
+    "OnnxPrecision": ".onnx_precision",
+    "OnnxReport": ".onnx_export",
+    "VerificationReport": ".verification",
+    "apply_adapters": ".adapter_merge",
+    "convert_adapter": ".adapter_gguf",
+    "convert_checkpoint": ".conversion",
+    "export_onnx": ".onnx_export",
+    "verify_file": ".verification",
 }
 
 __all__ = [
@@ -59,14 +60,4 @@ __all__ = [
     "verify_file",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qwen_edge.convert.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

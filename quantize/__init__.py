@@ -11,8 +11,9 @@ The names below are imported when first used: `import qwen_edge.quantize` loads 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen_edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen_edge.native.quantizer import Fallback as Fallback
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Fallback": "qwen_edge.native.quantizer",
-    "QualityReport": "qwen_edge.quantize.evaluation",
-    "QuantizationPlan": "qwen_edge.quantize.plan",
-    "QuantizationReport": "qwen_edge.quantize.quantizer",
-    "evaluate_kld": "qwen_edge.quantize.evaluation",
-    "plan_quantization": "qwen_edge.quantize.plan",
-    "predict_size": "qwen_edge.quantize.plan",
-    "quantize_file": "qwen_edge.quantize.quantizer",
+    "QualityReport": ".evaluation",
+    "QuantizationPlan": ".plan",
+    "QuantizationReport": ".quantizer",
+    "evaluate_kld": ".evaluation",
+    "plan_quantization": ".plan",
+    "predict_size": ".plan",
+    "quantize_file": ".quantizer",
 }
 
 __all__ = [
@@ -46,14 +47,4 @@ __all__ = [
     "quantize_file",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -5,8 +5,9 @@ Importing this package loads nothing heavy; each name below is imported when fir
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qwen_edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen_edge.config import LoadConfig as LoadConfig
@@ -30,25 +31,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME_OF = {
-    "Chunk": "types",
-    "GenerationStats": "types",
-    "LoadConfig": "config",
-    "Message": "types",
-    "Model": "model",
-    "OutputError": "errors",
-    "Prewarmed": "prefix_turn",
-    "QwenEdgeError": "errors",
-    "Reply": "types",
-    "SamplingConfig": "config",
-    "Session": "session",
-    "StateRebuiltWarning": "session_file",
-    "ThinkingConfig": "config",
-    "TokenLogprob": "types",
-    "ToolCall": "types",
-    "ToolError": "errors",
-    "TurnsDroppedWarning": "overflow",
-    "load": "model",
+_HOMES = {
+    "Chunk": ".types",
+    "GenerationStats": ".types",
+    "LoadConfig": ".config",
+    "Message": ".types",
+    "Model": ".model",
+    "OutputError": ".errors",
+    "Prewarmed": ".prefix_turn",
+    "QwenEdgeError": ".errors",
+    "Reply": ".types",
+    "SamplingConfig": ".config",
+    "Session": ".session",
+    "StateRebuiltWarning": ".session_file",
+    "ThinkingConfig": ".config",
+    "TokenLogprob": ".types",
+    "ToolCall": ".types",
+    "ToolError": ".errors",
+    "TurnsDroppedWarning": ".overflow",
+    "load": ".model",
 }
 
 __all__ = [
@@ -72,15 +73,4 @@ __all__ = [
     "load",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module 'qwen_edge' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qwen_edge.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from qwen_edge.async_call import uncancelled
 from qwen_edge.types import Chunk, Reply, TokenLogprob
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class AsyncReplyStream:
     async def finish(self) -> Reply:
         """Generate the rest and return the whole answer."""
         if not self._is_over:
-            await self._run(self._exhaust)
+            await self._run(self._stream.finish)
             self._end()
         return self._stream.reply
 
@@ -90,10 +91,6 @@ class AsyncReplyStream:
         """Log-probabilities of the tokens so far; () unless asked for."""
         return self._stream.logprobs
 
-    def _exhaust(self) -> None:
-        for _ in self._stream:
-            pass
-
     async def _run(self, function: Callable[[], T]) -> T:
         """Run a function in the reply's thread; when the task is cancelled, end the reply, then raise."""
         future = asyncio.get_running_loop().run_in_executor(self._executor, _call_last_reference, [function])
@@ -101,9 +98,14 @@ class AsyncReplyStream:
             await asyncio.wait((future,))
         except asyncio.CancelledError:
             self._stream.cancel()
-            await _uncancelled(future)
+            await uncancelled(future)
             # The call may have come to a chunk all the same, which nobody gets any more.
             self._stream.close()
+            self._end()
+            raise
+        except GeneratorExit:
+            # The coroutine is dropped, and cannot wait: the next reply does.
+            self._stream.cancel()
             self._end()
             raise
         return future.result()
@@ -121,13 +123,3 @@ def _call_last_reference(box: list[Callable[[], T]]) -> T:
     find its reply still going on.
     """
     return box.pop()()
-
-
-async def _uncancelled(future: asyncio.Future[T]) -> None:
-    """Wait for a call that is about to return, however often the task is cancelled meanwhile."""
-    while not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError:
-            continue
-    future.exception()  # looked at, so that asyncio does not complain: the task ends by its cancellation

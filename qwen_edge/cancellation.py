@@ -21,6 +21,11 @@ class Cancellation:
         self._context: Context | None = None
         self._is_cancelled = False
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether cancel() was called."""
+        return self._is_cancelled
+
     def cancel(self) -> None:
         """End the reply. Callable from any thread, any number of times."""
         with self._lock:

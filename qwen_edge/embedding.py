@@ -6,7 +6,7 @@ Source: the model cards of Qwen3-Embedding and Qwen3-Reranker; arXiv 2506.05176.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ def embed(
     instruction: str | None = None,
     is_query: bool = False,
     dimensions: int | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
     """Return the embeddings of texts. See Model.embed()."""
     pooling = engine.info.pooling
@@ -48,14 +49,19 @@ def embed(
     for index, tokens in enumerate(sequences):
         if not tokens:
             raise ConfigError(f"texts[{index}] is empty, and this model has no token for that")
-    vectors = engine.pooled(sequences)[:, :dimensions]
+    vectors = engine.pooled(sequences, is_cancelled=is_cancelled)[:, :dimensions]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     result: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
     return result
 
 
 def rerank(
-    engine: Engine, query: str, documents: Sequence[str], *, instruction: str | None = None
+    engine: Engine,
+    query: str,
+    documents: Sequence[str],
+    *,
+    instruction: str | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> list[tuple[int, float]]:
     """Return documents by how well they answer a query. See Model.rerank()."""
     pooling = engine.info.pooling
@@ -81,7 +87,7 @@ def rerank(
         _rerank_tokens(engine, template, values | {"document": document})
         for document in _checked_texts("documents", documents)
     ]
-    scores = engine.pooled(sequences)[:, 0]
+    scores = engine.pooled(sequences, is_cancelled=is_cancelled)[:, 0]
     # Stable: of equal scores the earlier document comes first.
     order = np.argsort(-scores, kind="stable")
     return [(int(index), float(scores[index])) for index in order]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import inspect
+import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,17 +126,18 @@ class TokenCache:
                 f"the conversation is {len(tokens)} tokens long and the context holds {context.n_ctx}",
                 hint=f"Load with n_ctx above {len(tokens)}, or begin a new session.",
             )
-        # The last token is evaluated again in any case: its logits are needed.
-        context.rewind(min(_common_prefix(self._tokens, tokens[:-1]), context.n_past))
+        pause = checkpoint.n_tokens if checkpoint is not None else 0
+        kept = min(_common_prefix(self._tokens, tokens), context.n_past)
+        context.rewind(_without_lone_tokens(kept, pause, len(tokens)))
         cached = context.n_past  # 0, for a memory that cannot be cut
         del self._tokens[cached:]
         meter.start_prefill(prompt_tokens=len(tokens), cached_tokens=cached)
-        pause = checkpoint.n_tokens if checkpoint is not None else 0
         start = cached
         while start < len(tokens):
-            end = min(start + context.n_batch, len(tokens))
-            if start < pause < end:
-                end = pause
+            goal = pause if start < pause else len(tokens)
+            end = min(start + context.n_batch, goal)
+            if goal - end == 1 and end - start > 2:
+                end -= 1  # see _without_lone_tokens()
             part = tokens[start:end]
             context.append(part, wants_logits=end == len(tokens))
             self._tokens += part
@@ -214,12 +218,29 @@ class Outcome:
         reply: None until it has ended, in whatever way.
         logprobs: Of the tokens so far, where the request asks for them.
         cancellation: Ends the reply from outside.
+        lock: Held by the thread that is inside the generator.
     """
 
     def __init__(self) -> None:
         self.reply: Reply | None = None
         self.logprobs: list[TokenLogprob] = []
         self.cancellation = Cancellation()
+        self.lock = threading.RLock()
+        self._chunks: weakref.ref[Generator[Chunk, None, None]] | None = None
+
+    def watch(self, chunks: Generator[Chunk, None, None]) -> None:
+        """Note the generator, weakly: it ends when its reader lets go of it."""
+        self._chunks = weakref.ref(chunks)
+
+    def end(self) -> bool:
+        """Close the generator, behind the thread that may be inside; False when that is the calling one."""
+        with self.lock:
+            chunks = self._chunks() if self._chunks is not None else None
+            if chunks is not None:
+                if inspect.getgeneratorstate(chunks) == inspect.GEN_RUNNING:
+                    return False
+                chunks.close()
+        return True
 
 
 def generate(
@@ -318,3 +339,20 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
         if left != right:
             return i
     return min(len(a), len(b))
+
+
+def _without_lone_tokens(kept: int, pause: int, n_tokens: int) -> int:
+    """Return how much of the cache to keep, so that what is evaluated, up to a pause and in all, is two tokens or more.
+
+    A call of one token takes other kernels, and differs in the last digits: what a prompt is answered would depend on
+    what happened to be in the cache. Calls of two tokens and more of a sequence agree to the bit on most types.
+
+    Args:
+        kept: Tokens of the cache that could be kept.
+        pause: Where evaluation pauses; 0 for nowhere.
+        n_tokens: Of the whole prompt, whose last token is evaluated in any case: its logits are needed.
+    """
+    kept = min(kept, n_tokens - 2)
+    if pause - kept == 1:
+        kept -= 1
+    return max(0, kept)

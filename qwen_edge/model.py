@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge import embedding, hub, session_file
+from qwen_edge.async_call import call_in_thread
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
@@ -70,6 +71,7 @@ class Model:
         *,
         system: str | None = None,
         tools: Sequence[ToolLike] = (),
+        constrained_calls: bool = True,
         on_overflow: OverflowMode = "error",
         on_drop: OnDrop | None = None,
     ) -> Session:
@@ -79,6 +81,8 @@ class Model:
             system: What the model is told before the first turn.
             tools: What the model may call: Python functions with type hints, which Session.run() calls; or JSON
                 schemas, in OpenAI's form or as bare function objects.
+            constrained_calls: A call that the model begins can only become one of these tools, with arguments that fit
+                its schema (where llguidance is installed). False lets the model write what it will, mistakes included.
             on_overflow: When less than a quarter of the context (or than max_tokens) is left for a reply: "error" goes
                 on until a prompt does not fit and raises ContextOverflowError; "drop_oldest" takes the oldest turns out,
                 whole ones, until the prompt fills half the context; "summarise" does too, and the model's own summary of
@@ -91,7 +95,9 @@ class Model:
             ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three.
         """
         policy = OverflowPolicy(mode=on_overflow, on_drop=on_drop)
-        return self._new_session(system=system, tools=tools, overflow_policy=policy)
+        return self._new_session(
+            system=system, tools=tools, constrained_calls=constrained_calls, overflow_policy=policy
+        )
 
     def _new_session(self, **settings: Any) -> Session:
         session = Session(
@@ -141,6 +147,27 @@ class Model:
             self.engine, texts, instruction=instruction, is_query=is_query, dimensions=dimensions
         )
 
+    async def aembed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | None = None,
+        is_query: bool = False,
+        dimensions: int | None = None,
+    ) -> NDArray[np.float32]:
+        """embed() for asyncio, in a thread of its own. A cancelled task ends it at its next batch of texts."""
+        engine = self.engine
+        return await call_in_thread(
+            lambda is_cancelled: embedding.embed(
+                engine,
+                texts,
+                instruction=instruction,
+                is_query=is_query,
+                dimensions=dimensions,
+                is_cancelled=is_cancelled,
+            )
+        )
+
     def rerank(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
     ) -> list[tuple[int, float]]:
@@ -165,6 +192,17 @@ class Model:
                 print(f"{score:.3f}", documents[index])
         """
         return embedding.rerank(self.engine, query, documents, instruction=instruction)
+
+    async def arerank(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[tuple[int, float]]:
+        """rerank() for asyncio, in a thread of its own. A cancelled task ends it at its next batch of documents."""
+        engine = self.engine
+        return await call_in_thread(
+            lambda is_cancelled: embedding.rerank(
+                engine, query, documents, instruction=instruction, is_cancelled=is_cancelled
+            )
+        )
 
     def _forget(self, session: Session) -> None:
         with self._lock:

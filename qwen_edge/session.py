@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
+from qwen_edge import history
 from qwen_edge.catalog import recommended_sampling
 from qwen_edge.chat import constraint
+from qwen_edge.chat.call_guide import CallForms, ToolCallGuide
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
 from qwen_edge.chat.tools import ToolLike, split_tools
@@ -19,11 +20,12 @@ from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import CancelledError, ClosedError, ConfigError, UnsupportedError
 from qwen_edge.generation import GenerationRequest, Meter, Outcome, TokenCache, generate
-from qwen_edge.logprobs import check_alternatives
 from qwen_edge.openai_format import Turn, as_messages
 from qwen_edge.overflow import OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache
 from qwen_edge.prefix_turn import SessionPrefixes
+from qwen_edge.reply_options import ReplyOptions, StreamOptions, check_options
+from qwen_edge.reply_slot import ReplySlot
 from qwen_edge.session_asking import SessionAsking
 from qwen_edge.session_history import SessionHistory
 from qwen_edge.types import Chunk, Message, Reply, TokenLogprob
@@ -37,6 +39,9 @@ class Session(SessionHistory, SessionAsking):
     turn is not always a prefix of the next.)
 
     Not for two threads at once, except cancel().
+
+    Attributes:
+        constrained_calls: See Model.session(); may be changed between two turns.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Session(SessionHistory, SessionAsking):
         *,
         system: str | None = None,
         tools: Sequence[ToolLike] = (),
+        constrained_calls: bool = True,
         on_close: Callable[[Session], None] = lambda session: None,
         overflow_policy: OverflowPolicy | None = None,
         prefix_store: PrefixCache | None = None,
@@ -54,7 +60,8 @@ class Session(SessionHistory, SessionAsking):
         """Made by Model.session()."""
         schemas, self.functions = split_tools(tools)
         self.tools = tuple(_as_openai_tool(tool) for tool in schemas)
-        self._call_constraint: constraint.Constraint | None = None
+        self.constrained_calls = constrained_calls
+        self._call_forms: CallForms | None = None
         if self.tools and not template.takes_tools:
             raise UnsupportedError("the model's chat template has no place for tools")
         self.messages: list[Message] = [Message("system", system)] if system else []
@@ -62,50 +69,22 @@ class Session(SessionHistory, SessionAsking):
         self._template = template
         self._cache: TokenCache | None = TokenCache(engine.new_context())
         self._on_close = on_close
-        self._streaming = False
+        self._slot = ReplySlot()
         self._overflow = overflow_policy or OverflowPolicy()
         self._prefixes = SessionPrefixes(engine, template, prefix_store)
         self._new_session = new_session
 
-    def send(
-        self,
-        turn: Turn,
-        *,
-        thinking: ThinkingLike | None = None,
-        max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None,
-        timeout_s: float | None = None,
-        logprobs: int | None = None,
-    ) -> Reply:
+    def send(self, turn: Turn, **options: Unpack[ReplyOptions]) -> Reply:
         """Say something and wait for the whole answer. Arguments and errors as in stream()."""
-        stream = self.stream(
-            turn,
-            thinking=thinking,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            timeout_s=timeout_s,
-            logprobs=logprobs,
-        )
-        for _ in stream:
-            pass
-        return stream.reply
+        return self.stream(turn, **options).finish()
 
-    def stream(
-        self,
-        turn: Turn,
-        *,
-        thinking: ThinkingLike | None = None,
-        max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None,
-        timeout_s: float | None = None,
-        logprobs: int | None = None,
-        guide: constraint.Guide | None = None,
-    ) -> ReplyStream:
+    def stream(self, turn: Turn, **options: Unpack[StreamOptions]) -> ReplyStream:
         """Say something and get the answer piece by piece.
 
         Args:
             turn: What the user says, or messages (tool results, say) to add to the history; messages may be
                 dictionaries in OpenAI's form: [{"role": "user", "content": "Hi"}].
+            **options: The keywords that follow; each may be left out, or None.
             thinking: "on", "off", a number (most tokens to think; at the last the thought is closed and the answer
                 follows; 0 is "off"), or a ThinkingConfig. "auto", like None, follows the last `/think` or `/no_think` in
                 the text, else the model's own default, without a budget. The others overrule the text.
@@ -117,7 +96,8 @@ class Session(SessionHistory, SessionAsking):
                 then, and the turn is taken back.
             logprobs: Tell each token's log-probability (`reply.logprobs`) and this many most likely alternatives, 0
                 to 100; None tells none, and costs nothing.
-            guide: Which tokens are allowed; None holds tool calls to the tools on offer and leaves the rest free.
+            guide: Which tokens are allowed; None holds tool calls to the tools on offer, unless constrained_calls is
+                False, and leaves the rest free.
 
         Returns:
             An iterator of chunks. When it is exhausted, `.reply` has the whole answer with its stats.
@@ -128,7 +108,8 @@ class Session(SessionHistory, SessionAsking):
                 always does (a number holds for the latter, 0 included); or an embedding model or reranker, which does
                 not chat.
             ConfigError: max_tokens below 1, a message or a setting that is none, or another reply is still being
-                streamed.
+                streamed. (One that was cancelled is ended, or waited for.)
+            TypeError: There is no such keyword.
             ClosedError: After close().
 
         Example:
@@ -138,20 +119,35 @@ class Session(SessionHistory, SessionAsking):
             >>> stream.reply.finish_reason, stream.reply.stats.thinking_tokens
             ('thinking_budget', 128)
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ConfigError(f"max_tokens must be at least 1 (not {max_tokens})")
-        if timeout_s is not None and not 0 < timeout_s <= threading.TIMEOUT_MAX:
-            raise ConfigError(f"timeout_s must be above 0 (not {timeout_s!r})")
-        check_alternatives(logprobs)
+        return self._begin(as_messages(turn), options)
+
+    def _begin(
+        self,
+        added: list[Message],
+        options: StreamOptions,
+        *,
+        replaces_reply: bool = False,
+        patience_s: float = 0.0,
+    ) -> ReplyStream:
+        """Return a reply that begins with its first chunk.
+
+        Args:
+            added: Messages that go into the history.
+            options: See stream().
+            replaces_reply: It takes the place of the last one.
+            patience_s: See ReplySlot.held(); with 0 the slot has to be free now already.
+        """
+        check_options(options)
         check_chats(self._engine)
-        added = as_messages(turn)
+        thinking = options.get("thinking")
         plan = self._thinking_plan(thinking, added)
-        sampling = sampling or self.recommended_sampling(thinking, added)
-        self._idle_cache()
+        sampling = options.get("sampling") or self.recommended_sampling(thinking, added)
+        self._open_cache()
+        if not patience_s:
+            self._slot.wait()
         outcome = Outcome()
-        return ReplyStream(
-            self._turn(added, plan, max_tokens, sampling, timeout_s, logprobs, outcome, guide), outcome
-        )
+        chunks = self._turn(added, plan, sampling, options, outcome, replaces_reply, patience_s)
+        return ReplyStream(chunks, outcome)
 
     def stream_tokens(
         self, tokens: Sequence[int], *, max_tokens: int, sampling: SamplingConfig, ignore_end: bool = False
@@ -182,16 +178,21 @@ class Session(SessionHistory, SessionAsking):
         self,
         added: list[Message],
         plan: ThinkingPlan,
-        max_tokens: int | None,
         sampling: SamplingConfig,
-        timeout_s: float | None,
-        logprobs: int | None,
+        options: StreamOptions,
         outcome: Outcome,
-        guide: constraint.Guide | None,
+        replaces_reply: bool,
+        patience_s: float,
     ) -> Generator[Chunk, None, None]:
-        """Add a turn to the history and generate its reply; without a token generated the turn is taken back."""
+        """Add a turn to the history and generate its reply; without a token generated all is as before."""
         meter = Meter()
-        with self._generating(outcome, timeout_s) as cache:
+        max_tokens, guide = options.get("max_tokens"), options.get("guide")
+        with self._generating(outcome, options.get("timeout_s"), patience_s) as cache:
+            replaced: list[Message] = []
+            if replaces_reply:
+                start = history.last_reply_start(self.messages)
+                replaced = self.messages[start:]
+                del self.messages[start:]
             self.messages += added
             try:
                 render = functools.partial(self._render_as, plan)
@@ -211,7 +212,7 @@ class Session(SessionHistory, SessionAsking):
                     starts_thinking=opens_thought(prompt),
                     # With a guide the answer is what was asked for, even where it looks like a bare call.
                     tool_names=() if guide else tuple(tool["function"]["name"] for tool in self.tools),
-                    logprobs=logprobs,
+                    logprobs=options.get("logprobs"),
                     thinking=plan.limits,
                     checkpoint=self._prefixes.begin_turn(
                         cache, tokens, plan.visible(self.messages), self.tools, plan.enable_thinking, meter
@@ -225,7 +226,7 @@ class Session(SessionHistory, SessionAsking):
                 if outcome.reply is not None and outcome.reply.stats.generated_tokens > 0:
                     self.messages.append(outcome.reply.message)
                 else:
-                    del self.messages[len(self.messages) - len(added) :]
+                    self.messages[len(self.messages) - len(added) :] = replaced
 
     def _render_as(self, plan: ThinkingPlan, messages: Sequence[Message]) -> str:
         return self._render(plan.visible(messages), plan.enable_thinking)
@@ -240,48 +241,48 @@ class Session(SessionHistory, SessionAsking):
 
     def _tool_guide(self) -> constraint.Guide | None:
         """Return what holds calls to the tools on offer; without llguidance they are checked when they are whole."""
-        if not self.tools or not constraint.is_available():
+        if not (self.tools and self.constrained_calls and constraint.is_available()):
             return None
-
-        def new_call() -> constraint.Constraint:
-            if self._call_constraint is None:
-                vocabulary = constraint.vocabulary_of(self._engine)
-                grammar = constraint.call_grammar(self.tools, vocabulary)
-                self._call_constraint = constraint.Constraint(vocabulary, grammar)
-            return self._call_constraint.copy()
-
-        return constraint.ToolCallGuide(new_call)
+        if self._call_forms is None:
+            vocabulary = functools.partial(constraint.vocabulary_of, self._engine)
+            self._call_forms = CallForms(self.tools, vocabulary)
+        return ToolCallGuide(self._call_forms)
 
     def _continue(self, request: GenerationRequest, outcome: Outcome) -> Generator[Chunk, None, None]:
         meter = Meter()
         with self._generating(outcome) as cache:
             yield from generate(self._engine, cache, request, meter, outcome)
 
-    def _idle_cache(self) -> TokenCache:
+    def _open_cache(self) -> TokenCache:
         """Return the cache.
+
+        Raises:
+            ClosedError: After close().
+        """
+        if self._cache is None:
+            raise ClosedError("the session is closed")
+        return self._cache
+
+    def _idle_cache(self) -> TokenCache:
+        """Return the cache when no reply is in flight.
 
         Raises:
             ClosedError: After close().
             ConfigError: A reply is being streamed.
         """
-        if self._cache is None:
-            raise ClosedError("the session is closed")
-        if self._streaming:
-            raise ConfigError(
-                "a reply of this session is still being streamed", hint="Finish it or close() it first."
-            )
-        return self._cache
+        cache = self._open_cache()
+        self._slot.wait()
+        return cache
 
     @contextlib.contextmanager
-    def _generating(self, outcome: Outcome, timeout_s: float | None = None) -> Iterator[TokenCache]:
+    def _generating(
+        self, outcome: Outcome, timeout_s: float | None = None, patience_s: float = 0.0
+    ) -> Iterator[TokenCache]:
         """Hold the session for one reply."""
-        cache = self._idle_cache()
-        self._streaming = True
-        try:
+        with self._slot.held(outcome, patience_s):
+            cache = self._open_cache()
             with outcome.cancellation.watching(cache.context, timeout_s):
                 yield cache
-        finally:
-            self._streaming = False
 
     def recommended_sampling(self, thinking: ThinkingLike | None = None, turn: Turn = ()) -> SamplingConfig:
         """Return the sampling that the authors of this model recommend for a mode; stream()'s default.
@@ -302,8 +303,7 @@ class Session(SessionHistory, SessionAsking):
 
     def cancel(self) -> None:
         """Stop the reply being streamed, within a token. Callable from any thread."""
-        if self._cache is not None:
-            self._cache.context.cancel()
+        self._slot.cancel()
 
     def close(self) -> None:
         """Free the KV cache, after the call in flight. Any number of times."""
@@ -342,20 +342,29 @@ class ReplyStream:
         # The generator must not refer to this object: leaving a for loop ends it because nothing else holds it.
         self._chunks = chunks
         self._outcome = outcome
+        outcome.watch(chunks)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        return next(self._chunks)
+        with self._outcome.lock:
+            return next(self._chunks)
+
+    def finish(self) -> Reply:
+        """Generate the rest and return the whole answer."""
+        for _ in self:
+            pass
+        return self.reply
 
     def cancel(self) -> None:
         """End the reply within a token, also while its prompt is read. Callable from any thread."""
         self._outcome.cancellation.cancel()
 
     def close(self) -> None:
-        """End the reply here."""
-        self._chunks.close()
+        """End the reply here, behind the thread that may be inside."""
+        with self._outcome.lock:
+            self._chunks.close()
 
     @property
     def reply(self) -> Reply:

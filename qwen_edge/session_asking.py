@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast, overload
 
 from qwen_edge import tool_loop, typed
 from qwen_edge.async_session import AsyncReplyStream
-from qwen_edge.config import SamplingConfig, ThinkingLike
-from qwen_edge.openai_format import Turn
+from qwen_edge.openai_format import Turn, as_messages
+from qwen_edge.reply_options import ExtractOptions, FormOptions, ReplyOptions, StreamOptions
+from qwen_edge.reply_slot import ASYNC_PATIENCE_S
 from qwen_edge.types import Reply
 
 if TYPE_CHECKING:
@@ -20,70 +20,59 @@ T = TypeVar("T")
 class SessionAsking:
     """The part of Session that these methods are about; not made by itself."""
 
-    stream: Callable[..., ReplyStream]
-
     @property
     def _session(self) -> Session:
         return cast("Session", self)
 
-    async def asend(
-        self,
-        turn: Turn,
-        *,
-        thinking: ThinkingLike | None = None,
-        max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None,
-        timeout_s: float | None = None,
-        logprobs: int | None = None,
-    ) -> Reply:
+    async def asend(self, turn: Turn, **options: Unpack[ReplyOptions]) -> Reply:
         """send() for asyncio: `reply = await session.asend("Hi")`.
 
         Cancelling the task, or `asyncio.timeout`, stops the native call; the session stays usable, and what had been
         generated is in the history. See async_session.py.
         """
-        return await self.astream(
-            turn,
-            thinking=thinking,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            timeout_s=timeout_s,
-            logprobs=logprobs,
-        ).finish()
+        return await self.astream(turn, **options).finish()
 
-    def astream(
-        self,
-        turn: Turn,
-        *,
-        thinking: ThinkingLike | None = None,
-        max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None,
-        timeout_s: float | None = None,
-        logprobs: int | None = None,
-    ) -> AsyncReplyStream:
-        """stream() for asyncio: `async for chunk in session.astream("Hi")`. See asend()."""
+    def astream(self, turn: Turn, **options: Unpack[StreamOptions]) -> AsyncReplyStream:
+        """stream() for asyncio: `async for chunk in session.astream("Hi")`. See asend().
+
+        An earlier reply that was left or cancelled is waited for. One that is still being read is a ConfigError, at the
+        first chunk.
+        """
+        return AsyncReplyStream(self._session._begin(as_messages(turn), options, patience_s=ASYNC_PATIENCE_S))
+
+    def regenerate(self, **options: Unpack[ReplyOptions]) -> Reply:
+        """Have the last message answered again; the reply takes the place of the one before.
+
+        When it ends before its first token, by an error or otherwise, the old reply stays. With a fixed seed or greedily
+        the reply is the same again.
+
+        Args:
+            **options: As in send().
+
+        Raises:
+            ConfigError: The conversation does not end with a reply; and what send() raises.
+        """
+        return self.regenerate_stream(**options).finish()
+
+    def regenerate_stream(self, **options: Unpack[StreamOptions]) -> ReplyStream:
+        """regenerate() piece by piece; that there is no reply yet is told at the first chunk."""
+        return self._session._begin([], options, replaces_reply=True)
+
+    async def aregenerate(self, **options: Unpack[ReplyOptions]) -> Reply:
+        """regenerate() for asyncio. See asend()."""
+        return await self.aregenerate_stream(**options).finish()
+
+    def aregenerate_stream(self, **options: Unpack[StreamOptions]) -> AsyncReplyStream:
+        """regenerate_stream() for asyncio. See astream()."""
         return AsyncReplyStream(
-            self.stream(
-                turn,
-                thinking=thinking,
-                max_tokens=max_tokens,
-                sampling=sampling,
-                timeout_s=timeout_s,
-                logprobs=logprobs,
-            )
+            self._session._begin([], options, replaces_reply=True, patience_s=ASYNC_PATIENCE_S)
         )
 
     @overload
-    def extract(
-        self, prompt: Turn, schema: type[T], *, thinking: ThinkingLike | None = None, max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None, show_schema: bool = True,
-    ) -> T: ...  # fmt: skip
+    def extract(self, prompt: Turn, schema: type[T], **arguments: Unpack[ExtractOptions]) -> T: ...
 
     @overload
-    def extract(
-        self, prompt: Turn, schema: Any = None, *, regex: str | None = None, choice: Sequence[str] | None = None,
-        grammar: str | None = None, thinking: ThinkingLike | None = None, max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None, show_schema: bool = True,
-    ) -> Any: ...  # fmt: skip
+    def extract(self, prompt: Turn, schema: Any = None, **arguments: Unpack[FormOptions]) -> Any: ...
 
     def extract(self, prompt: Turn, schema: Any = None, **arguments: Any) -> Any:
         """Say something and get the answer as an instance of a type.
@@ -104,8 +93,8 @@ class SessionAsking:
             prompt: What the user says, as in stream().
             schema: A dataclass, TypedDict, pydantic model, Enum, Literal, list[...] and so on, or a JSON schema.
             **arguments: In place of a schema one of `regex` (a regular expression), `choice` (a list of texts),
-                `grammar` (Lark's notation, as llguidance reads it). `thinking`, `max_tokens` and `sampling` as in
-                stream(). `show_schema=False` keeps the schema out of the prompt: then the model knows it only by
+                `grammar` (Lark's notation, as llguidance reads it). `thinking`, `max_tokens` and so on as in send().
+                `show_schema=False` keeps the schema out of the prompt: then the model knows it only by
                 what it cannot write.
 
         Raises:
@@ -115,7 +104,9 @@ class SessionAsking:
         """
         return typed.extract(self._session, prompt, schema, **arguments)
 
-    def extract_stream(self, prompt: Turn, schema: Any = None, **arguments: Any) -> typed.ExtractStream:
+    def extract_stream(
+        self, prompt: Turn, schema: Any = None, **arguments: Unpack[FormOptions]
+    ) -> typed.ExtractStream:
         """Say something and get the answer's JSON as far as it is written, again and again.
 
         Arguments and errors as in extract(). Iterate for partial values, then read `.result`.
@@ -124,7 +115,7 @@ class SessionAsking:
 
     def run(
         self, prompt: Turn, *, max_rounds: int = 5, on_error: tool_loop.OnError = "tell",
-        thinking: ThinkingLike | None = None, max_tokens: int | None = None, sampling: SamplingConfig | None = None,
+        **options: Unpack[ReplyOptions],
     ) -> Reply:  # fmt: skip
         """Say something, make the calls that the model asks for, and return its final answer.
 
@@ -142,24 +133,20 @@ class SessionAsking:
             max_rounds: Most times that calls are made and their results sent.
             on_error: What becomes of an unknown tool, wrong arguments and an exception in a function: "tell" the model,
                 which may try again, or "raise" a ToolError.
-            thinking: As in stream(), for each reply; so are max_tokens and sampling.
-            max_tokens: See thinking.
-            sampling: See thinking.
+            **options: As in send(), for each reply.
 
         Raises:
             ToolError: After max_rounds the model asks for more; or whatever on_error="raise" raises. Up to there
                 the conversation is in the history.
             ConfigError: A tool of the session is a schema without a function, or async.
         """
-        options = {"thinking": thinking, "max_tokens": max_tokens, "sampling": sampling}
         return tool_loop.run(self._session, prompt, max_rounds=max_rounds, on_error=on_error, **options)
 
     async def arun(
         self, prompt: Turn, *, max_rounds: int = 5, on_error: tool_loop.OnError = "tell",
-        thinking: ThinkingLike | None = None, max_tokens: int | None = None, sampling: SamplingConfig | None = None,
+        **options: Unpack[ReplyOptions],
     ) -> Reply:  # fmt: skip
         """As run(), for an event loop: async functions are awaited, others run in threads."""
-        options = {"thinking": thinking, "max_tokens": max_tokens, "sampling": sampling}
         return await tool_loop.arun(
             self._session, prompt, max_rounds=max_rounds, on_error=on_error, **options
         )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from qwen_edge import history, session_file
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolFunction
-from qwen_edge.config import SamplingConfig, ThinkingLike
 from qwen_edge.engines.base import Engine
 from qwen_edge.generation import TokenCache
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.overflow import OverflowPolicy
 from qwen_edge.prefix_turn import SessionPrefixes
-from qwen_edge.types import Message, Reply
+from qwen_edge.types import Message
 
 if TYPE_CHECKING:
     from qwen_edge.model import Model
@@ -31,6 +30,7 @@ class SessionHistory:
     messages: list[Message]
     tools: tuple[dict[str, Any], ...]
     functions: dict[str, ToolFunction]
+    constrained_calls: bool
     rebuilt_because: str = ""
     """Of a restored session: what made its saved KV cache useless; "" when it was used."""
     _engine: Engine
@@ -92,40 +92,11 @@ class SessionHistory:
         del self.messages[start:]
         return tuple(removed)
 
-    def regenerate(
-        self,
-        *,
-        thinking: ThinkingLike | None = None,
-        max_tokens: int | None = None,
-        sampling: SamplingConfig | None = None,
-    ) -> Reply:
-        """Have the last message answered again; the reply takes the place of the one before.
-
-        When it ends before its first token, by an error or otherwise, the old reply stays.
-
-        Args:
-            thinking: As in send().
-            max_tokens: As in send().
-            sampling: As in send(); with a fixed seed or greedily the reply is the same again.
-
-        Raises:
-            ConfigError: The conversation does not end with a reply; and what send() raises.
-        """
-        self._idle_cache()
-        start = history.last_reply_start(self.messages)
-        removed = self.messages[start:]
-        del self.messages[start:]
-        try:
-            return cast("Session", self).send([], thinking=thinking, max_tokens=max_tokens, sampling=sampling)
-        finally:
-            if self.messages[-1].role != "assistant":
-                self.messages += removed
-
     def branch(self) -> Session:
         """Return a second session that goes on from here: the KV cache is copied, nothing is evaluated again.
 
-        Both have their own history from now on, and their own KV cache, allocated for n_ctx tokens. It is closed
-        like any other session.
+        Both have their own history from now on, and their own KV cache, allocated for n_ctx tokens; with n_sessions
+        above 1 it takes one of these places. It is closed like any other session.
 
         ::
 
@@ -135,15 +106,21 @@ class SessionHistory:
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: The engine cannot copy the memory of this model.
-            ConfigError: A reply is being streamed.
+            ConfigError: A reply is being streamed, or all n_sessions are open.
         """
         tokens, state = self._idle_cache().save()
         assert self._new_session is not None, "Bug: a session that no model made"
-        twin = self._new_session(tools=self.tools, overflow_policy=self._overflow)
+        twin = self._new_session(
+            tools=self.tools, constrained_calls=self.constrained_calls, overflow_policy=self._overflow
+        )
         twin.functions = self.functions
         twin.messages[:] = self.messages
         twin._prefixes.marked = self._prefixes.marked
-        twin._idle_cache().load(tokens, state)
+        try:
+            twin._idle_cache().load(tokens, state)
+        except BaseException:
+            twin.close()  # its place may be one of few
+            raise
         return twin
 
     def mark_prefix(self) -> None:

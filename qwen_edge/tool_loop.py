@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from qwen_edge.chat.tools import ToolFunction, error_text, result_text
 from qwen_edge.errors import ConfigError, ToolError
+from qwen_edge.reply_options import ReplyOptions
 from qwen_edge.types import Message, Reply, ToolCall
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 OnError = Literal["tell", "raise"]
 
 
-def run(session: Session, turn: Turn, *, max_rounds: int, on_error: OnError, **options: Any) -> Reply:
+def run(
+    session: Session, turn: Turn, *, max_rounds: int, on_error: OnError, **options: Unpack[ReplyOptions]
+) -> Reply:
     """Send a turn, make the calls that the model asks for, send the results, and so on; return the final reply.
 
     See Session.run, whose arguments these are.
@@ -33,7 +36,9 @@ def run(session: Session, turn: Turn, *, max_rounds: int, on_error: OnError, **o
     return _checked_last(reply, max_rounds)
 
 
-async def arun(session: Session, turn: Turn, *, max_rounds: int, on_error: OnError, **options: Any) -> Reply:
+async def arun(
+    session: Session, turn: Turn, *, max_rounds: int, on_error: OnError, **options: Unpack[ReplyOptions]
+) -> Reply:
     """As run(), without blocking the event loop; async functions are awaited, the calls of one turn together.
 
     When the task is cancelled, so is the reply being generated.

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from qwen_edge.chat import constraint as constraints
+from qwen_edge.chat.outline import outline
 from qwen_edge.chat.partial_json import ABSENT, parse_partial
 from qwen_edge.chat.schema import json_schema, parse
 from qwen_edge.errors import ConfigError, OutputError
+from qwen_edge.reply_options import ReplyOptions
 from qwen_edge.types import Message, Reply
 
 if TYPE_CHECKING:
     from qwen_edge.openai_format import Turn
     from qwen_edge.session import Session
 
-_INSTRUCTION = "Answer with JSON of this schema and nothing else:\n"
+_INSTRUCTION = "Answer with JSON of this form and nothing else:\n"
+_SCHEMA_INSTRUCTION = "Answer with JSON of this schema and nothing else:\n"
 
 
 def extract_stream(
@@ -31,7 +34,7 @@ def extract_stream(
     choice: Sequence[str] | None = None,
     grammar: str | None = None,
     show_schema: bool = True,
-    **options: Any,
+    **options: Unpack[ReplyOptions],
 ) -> ExtractStream:
     """Begin an answer of a given form. See Session.extract_stream, whose arguments these are.
 
@@ -42,8 +45,8 @@ def extract_stream(
         regex: A regular expression.
         choice: Texts.
         grammar: A grammar in Lark's notation.
-        show_schema: Add the schema to the last message.
-        **options: thinking, max_tokens and sampling of Session.stream.
+        show_schema: Add the form of the schema to the last message.
+        **options: Of Session.send.
     """
     forms = {"schema": schema, "regex": regex, "choice": choice, "grammar": grammar}
     given = [name for name, form in forms.items() if form is not None]
@@ -61,7 +64,7 @@ def extract_stream(
         json_form = json_schema(schema)
         source = constraints.json_grammar(json_form)
         if show_schema:
-            turn = _with_schema(turn, json_form)
+            turn = with_schema(turn, json_form)
     vocabulary = constraints.vocabulary_of(session._engine)
     guide = constraints.AnswerGuide(
         constraints.Constraint(vocabulary, source), may_think=session.may_think(options.get("thinking"))
@@ -135,12 +138,16 @@ def extract(session: Session, turn: Turn, schema: Any = None, **arguments: Any) 
     return stream.result
 
 
-def _with_schema(turn: Turn, schema: Mapping[str, Any]) -> Turn:
-    """Return a turn whose last message also says what is asked for."""
+def with_schema(turn: Turn, schema: Mapping[str, Any]) -> Turn:
+    """Return a turn whose last message also says what is asked for, as extract() shows a schema to the model."""
     messages = (
         [Message("user", turn)] if isinstance(turn, str) else [turn] if isinstance(turn, Message) else [*turn]
     )
     if messages and messages[-1].role == "user":
-        text = f"{messages[-1].content}\n\n{_INSTRUCTION}{json.dumps(schema, ensure_ascii=False)}"
-        messages[-1] = Message("user", text)
+        form = outline(schema)
+        if form is None:
+            asked = _SCHEMA_INSTRUCTION + json.dumps(schema, ensure_ascii=False)
+        else:
+            asked = _INSTRUCTION + form
+        messages[-1] = Message("user", f"{messages[-1].content}\n\n{asked}")
     return messages

@@ -5,32 +5,30 @@
     Vocabulary          tables of an engine's tokens, made once per engine
       └── Constraint    one grammar and how far a text has come in it
             ├── AnswerGuide      a thought is free, the answer after it follows the grammar
-            └── ToolCallGuide    free, but for what stands between <tool_call> and </tool_call>
+            └── ToolCallGuide    free, but for the calls in it (call_guide.py)
 
 The decode loop asks a guide before each token which constraint holds now, and tells it the token that came of it.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.chat.parser import THINK_OPEN, TOOL_CLOSE, ReplyParser
+from qwen_edge.chat.parser import THINK_OPEN, TOOL_CLOSE, TOOL_OPEN, ReplyParser
 from qwen_edge.errors import ConfigError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
     from qwen_edge.engines.base import Engine
 
 # Between the tokens of JSON; bounded, since a small model may never come back from a run of blanks.
-_JSON_BLANKS = r"[ \n]{0,20}"
-_CALL_BLANKS = r"[ \n]{1,4}"
+JSON_BLANKS = r"[ \n]{0,20}"
 
 # What stands between a thought and the answer.
 _LINE_BREAKS = (b"\n", b"\n\n")
@@ -74,6 +72,8 @@ class Vocabulary:
         tokens: The bytes of each token, b"" for control tokens.
         ends: Tokens that end a reply.
         tables: llguidance's LLTokenizer.
+        tag_endings: Tokens that may be the last of a tag that is spelled out.
+        line_breaks: Tokens that are nothing but one or two.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -95,7 +95,8 @@ class Vocabulary:
             n_vocab=engine.info.n_vocab,
             eos_token=list(self.ends),
         )
-        suffixes = tuple(TOOL_CLOSE[i:].encode() for i in range(1, len(TOOL_CLOSE)))
+        tags = (TOOL_CLOSE, TOOL_OPEN, THINK_OPEN)
+        suffixes = tuple(tag[i:].encode() for tag in tags for i in range(1, len(tag)))
         self.tag_endings = [token for token, data in enumerate(self.tokens) if data.startswith(suffixes)]
         self.line_breaks = frozenset(i for i, data in enumerate(self.tokens) if data in _LINE_BREAKS)
 
@@ -151,7 +152,7 @@ def is_available() -> bool:
 def json_grammar(schema: Mapping[str, Any]) -> str:
     """Return the grammar of the JSON texts that fit a schema. See llguidance for the keywords that it knows."""
     matcher = _llguidance().LLMatcher
-    return str(matcher.grammar_from_json_schema(dict(schema), overrides={"whitespace_pattern": _JSON_BLANKS}))
+    return str(matcher.grammar_from_json_schema(dict(schema), overrides={"whitespace_pattern": JSON_BLANKS}))
 
 
 def regex_grammar(pattern: str) -> str:
@@ -174,35 +175,6 @@ def choice_grammar(choices: Sequence[str]) -> str:
 def lark_grammar(source: str) -> str:
     """Return a grammar written in llguidance's dialect of Lark; its first rule is `start`."""
     return str(_llguidance().LLMatcher.grammar_from_lark(source))
-
-
-def call_grammar(tools: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> str:
-    """Return the grammar of what follows `<tool_call>`: the JSON of a call of an offered tool, and the closing tag.
-
-    Args:
-        tools: JSON schemas in OpenAI's form. Arguments that a schema does not name are not allowed, unless it says so.
-        vocabulary: Tells whether the tag is a token.
-
-    Raises:
-        ConfigError: The text of a tool contains the closing tag.
-    """
-    tag = TOOL_CLOSE if vocabulary.marker(TOOL_CLOSE) is not None else json.dumps(TOOL_CLOSE)
-    calls = " | ".join(f"call_{i}" for i in range(len(tools)))
-    lines = [f"start: ws? ({calls}) ws? {tag}", f"ws: /{_CALL_BLANKS}/"]
-    for i, tool in enumerate(tools):
-        function = tool["function"]
-        if TOOL_CLOSE in json.dumps(function, ensure_ascii=False):
-            raise ConfigError(
-                f"the schema of tool {function['name']!r} contains {TOOL_CLOSE}, which ends a call"
-            )
-        schema = {"additionalProperties": False, "type": "object", **(function.get("parameters") or {})}
-        schema["x-guidance"] = {"whitespace_pattern": _JSON_BLANKS}
-        name = json.dumps(json.dumps(function["name"], ensure_ascii=False), ensure_ascii=False)
-        lines += [
-            f'call_{i}: "{{" ws? "\\"name\\"" ws? ":" ws? {name} ws? "," ws? "\\"arguments\\"" ws? ":" ws? args_{i} ws? "}}"',
-            f"args_{i}: %json {json.dumps(schema, ensure_ascii=False)}",
-        ]
-    return lark_grammar("\n".join(lines))
 
 
 class Constraint:
@@ -327,75 +299,6 @@ class AnswerGuide:
             return
         self._constraint.accept(token)
         self._answer = (self._answer or bytearray()) + self._vocabulary.tokens[token]
-
-
-class ToolCallGuide:
-    """Between `<tool_call>` and `</tool_call>` only calls of offered tools are possible; the rest is free."""
-
-    def __init__(self, new_call: Callable[[], Constraint]) -> None:
-        """Begin a reply.
-
-        Args:
-            new_call: Makes the constraint of a call; not asked before one opens.
-        """
-        self._new_call = new_call
-        self._is_in_call = False
-        self._call: _CallConstraint | None = None
-
-    @property
-    def is_answering(self) -> bool:
-        """See Guide.is_answering: text is free here."""
-        return False
-
-    def constraint_for(self, parser: ReplyParser) -> StepConstraint | None:
-        """See Guide.constraint_for."""
-        if parser.state != "tool":
-            self._is_in_call, self._call = False, None
-        elif not self._is_in_call:
-            self._is_in_call = True
-            self._call = _CallConstraint(self._new_call())
-            # A tag that is spelled out may bring along what follows it. Where that is no call, none can be made of it.
-            if parser.open_call and not self._call.accept_text(parser.open_call):
-                self._call = None
-        return self._call
-
-
-class _CallConstraint:
-    """The constraint of a call, in which a JSON string cannot spell the closing tag: the parser would end the call."""
-
-    def __init__(self, constraint: Constraint) -> None:
-        self._constraint = constraint
-        self._vocabulary = constraint.vocabulary
-        self._tail = b""  # the end of the call so far, as long as the tag less one byte
-
-    def allows(self, token: int) -> bool:
-        return self._constraint.allows(token) and not self._closes_early(token)
-
-    def mask(self) -> NDArray[np.uint32]:
-        words = self._constraint.mask()
-        if any(self._tail.endswith(TOOL_CLOSE[:i].encode()) for i in range(1, len(TOOL_CLOSE))):
-            for token in self._vocabulary.tag_endings:
-                if words[token >> 5] >> (token & 31) & 1 and self._closes_early(token):
-                    words[token >> 5] &= ~np.uint32(1 << (token & 31))
-        return words
-
-    def accept(self, token: int) -> None:
-        self._constraint.accept(token)
-        self._remember(self._vocabulary.tokens[token])
-
-    def accept_text(self, text: str) -> bool:
-        self._remember(text.encode())
-        return self._constraint.accept_text(text)
-
-    def _remember(self, data: bytes) -> None:
-        self._tail = (self._tail + data)[-(len(TOOL_CLOSE) - 1) :]
-
-    def _closes_early(self, token: int) -> bool:
-        if TOOL_CLOSE.encode() not in self._tail + self._vocabulary.tokens[token]:
-            return False
-        after = self._constraint.copy()
-        after.accept(token)
-        return not after.may_end
 
 
 def _is_marker(data: bytes) -> bool:

@@ -14,6 +14,7 @@ When tools are on offer, an answer that is nothing but calls of those tools is t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from typing import Literal
 
@@ -23,6 +24,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 TOOL_OPEN, TOOL_CLOSE = "<tool_call>", "</tool_call>"
 
 _FENCE = "```"
+_NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 State = Literal["text", "thinking", "tool"]
 
@@ -81,6 +83,14 @@ class ReplyParser:
     def open_call(self) -> str:
         """What has come of the call that is being written, "" outside of one."""
         return self._tool_text + self._pending if self.state == "tool" else ""
+
+    @property
+    def open_bare_call(self) -> str:
+        """What has come of a call without tags that is being written, "" before it has named a tool on offer."""
+        if self.state != "text" or self._undecided is None:
+            return ""
+        _, text = _leading_calls(self._undecided + self._pending, self._tool_names)
+        return text if names_a_tool(text, self._tool_names) else ""
 
     def feed(self, piece: str) -> list[Chunk]:
         """Take the next piece of the stream."""
@@ -163,12 +173,13 @@ class ReplyParser:
         text, self._undecided = self._undecided, None
         if not text:
             return
-        calls = _bare_calls(text, self._tool_names)
+        calls, rest = _leading_calls(text, self._tool_names)
+        if rest or not calls:
+            self._take(text, chunks)
+            return
         for call in calls:
             self._calls.append(call)
             chunks.append(Chunk("tool_call", tool_call=call))
-        if not calls:
-            self._take(text, chunks)
 
     def _end_call(self, chunks: list[Chunk], *, closed: bool) -> None:
         raw, self._tool_text = self._tool_text, ""
@@ -207,11 +218,12 @@ def parse_tool_call(raw: str) -> ToolCall | None:
 
 
 def _without_fence(text: str) -> str:
-    """Return a text without the ```json that may open it and the ``` that may close it."""
-    text = text.strip()
-    if text.startswith(_FENCE):
-        text = text.removeprefix(_FENCE).removeprefix("json").removesuffix(_FENCE).strip()
-    return text
+    """Return a text without blanks before it, the ```json that may open it and the ``` that may close it."""
+    text = text.lstrip()
+    if not text.startswith(_FENCE):
+        return text
+    text = text.removeprefix(_FENCE).removeprefix("json").lstrip()
+    return text.rstrip().removesuffix(_FENCE) if text.rstrip().endswith(_FENCE) else text
 
 
 def _begins_like_a_call(text: str) -> bool:
@@ -219,21 +231,30 @@ def _begins_like_a_call(text: str) -> bool:
     return f"{_FENCE}json".startswith(start) or _without_fence(start)[:1] in ("", "{")
 
 
-def _bare_calls(text: str, names: Collection[str]) -> list[ToolCall]:
-    """Return the calls of tools on offer that a text consists of; none when it holds anything else."""
+def names_a_tool(text: str, names: Collection[str]) -> bool:
+    """Return whether a text, fenced or not, begins like the JSON of a call of one of some tools."""
+    named = _NAMED.match(_without_fence(text))
+    try:
+        return named is not None and json.loads(named[1]) in names
+    except ValueError:
+        return False
+
+
+def _leading_calls(text: str, names: Collection[str]) -> tuple[list[ToolCall], str]:
+    """Return the calls of tools on offer that a text begins with, without its fence, and what comes after them."""
     text = _without_fence(text)
     calls = []
     while text:
         try:
             _, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError):
-            return []
+            break
         call = parse_tool_call(text[:end])
         if call is None or call.name not in names:
-            return []
+            break
         calls.append(call)
         text = text[end:].lstrip()
-    return calls
+    return calls, text
 
 
 def _first_tag(text: str, tags: dict[str, State]) -> tuple[int, str]:

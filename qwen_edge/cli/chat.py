@@ -82,9 +82,7 @@ def _answer(session: Session, text: str, options: GenerationOptions, output_form
     try:
         with ctrl_c_cancels(session):
             if output_format == "json":
-                for _ in stream:
-                    pass
-                click.echo(json.dumps(stream.reply.to_dict(), ensure_ascii=False))
+                click.echo(json.dumps(stream.finish().to_dict(), ensure_ascii=False))
             else:
                 show_stream(stream)
     except KeyboardInterrupt:

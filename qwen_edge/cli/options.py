@@ -81,17 +81,18 @@ def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Call
 _OPTIONS = (
     click.option("--thinking", type=parse_thinking, metavar="on|off|auto|N",
                  help="Think first, answer at once, as the model is used to, or think for at most N tokens. Default: auto."),
-    click.option("--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens, thinking included."),
-    click.option("--n-ctx", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True, help="Context, in tokens."),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores."),
+    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after this many tokens, thinking included."),
+    click.option("--n-ctx", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Context, in tokens."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: the physical cores."),
     click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
                  help="On reads long prompts faster, off answers faster."),
     click.option("--adapter", "adapters", type=parse_adapter, metavar="FILE[:SCALE]", multiple=True,
                  help="GGUF adapter (LoRA) that acts on the model; may be given again."),
-    click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token. Default: Qwen's advice."),
-    click.option("--top-p", type=click.FloatRange(0, 1), help="Default: Qwen's advice."),
-    click.option("--top-k", type=click.IntRange(min=0), help="Default: Qwen's advice."),
-    click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same answer on one machine and build."),
+    click.option("--no-prefix-cache", is_flag=True, help="Keep no evaluated system prompt on disk for the next start."),
+    click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 always takes the likeliest token. Default: Qwen's advice."),
+    click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Keep the likeliest tokens that together reach this probability. Default: Qwen's advice."),
+    click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Keep this many of the likeliest tokens, 0 all. Default: Qwen's advice."),
+    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The same seed gives the same answer on one machine and build."),
 )  # fmt: skip
 
 
@@ -107,13 +108,20 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         threads: int | None,
         flash_attention: Switch,
         adapters: tuple[AdapterConfig, ...],
+        no_prefix_cache: bool,
         temperature: float | None,
         top_p: float | None,
         top_k: int | None,
         seed: int | None,
         **kwargs: Any,
     ) -> Any:
-        load = LoadConfig(n_ctx=n_ctx, n_threads=threads, flash_attention=flash_attention, adapters=adapters)
+        load = LoadConfig(
+            n_ctx=n_ctx,
+            n_threads=threads,
+            flash_attention=flash_attention,
+            adapters=adapters,
+            prefix_cache=not no_prefix_cache,
+        )
         options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
         return function(*args, options=options, **kwargs)
 

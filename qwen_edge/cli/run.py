@@ -15,10 +15,22 @@ from qwen_edge.cli.stream import ctrl_c_cancels, show_stats, show_stream
 @click.argument("file")
 @click.argument("prompt")
 @click.option("--system", help="What the model is told before the prompt.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End the answer after this time, with what there is of it; loading the model is not counted.",
+)
 @generation_options
 @format_option
 def command(
-    file: str, prompt: str, system: str | None, options: GenerationOptions, output_format: str
+    file: str,
+    prompt: str,
+    system: str | None,
+    timeout_s: float | None,
+    options: GenerationOptions,
+    output_format: str,
 ) -> None:
     """Answer PROMPT with the model in FILE (a GGUF file, or a model's name).
 
@@ -31,13 +43,15 @@ def command(
     with load(file, options.load) as model, model.session(system=system) as session:
         sampling = options.sampling(session.recommended_sampling(options.thinking, prompt))
         stream = session.stream(
-            prompt, thinking=options.thinking, max_tokens=options.max_tokens, sampling=sampling
+            prompt,
+            thinking=options.thinking,
+            max_tokens=options.max_tokens,
+            sampling=sampling,
+            timeout_s=timeout_s,
         )
         with ctrl_c_cancels(session):
             if output_format == "json":
-                for _ in stream:
-                    pass
-                print_json(stream.reply.to_dict())
+                print_json(stream.finish().to_dict())
             else:
                 show_stream(stream)
                 show_stats(stream.reply)

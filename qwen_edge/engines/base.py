@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -215,11 +215,14 @@ class Engine(ABC):
             ContextOverflowError: More tokens than n_ctx.
         """
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pooled(
+        self, texts: Sequence[Sequence[int]], *, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
         """Return what a model with pooling makes of whole texts, each on its own.
 
         Args:
             texts: Tokens of each, at least one, with the end token where the model wants one.
+            is_cancelled: Asked before each native call.
 
         Returns:
             float32 [len(texts), info.pooling.size]: embeddings as they come, not normalised, or probabilities.
@@ -227,6 +230,7 @@ class Engine(ABC):
         Raises:
             UnsupportedError: The model has no pooling.
             ContextOverflowError: A text has more tokens than n_ctx.
+            CancelledError: is_cancelled() said so.
         """
         raise UnsupportedError(f"the engine {self.info.engine!r} has no embedding models and no rerankers")
 

@@ -80,8 +80,10 @@ class Request:
         return len(self.tokens) == 1
 
     def next_part(self, n_tokens: int) -> Part:
-        """Return the next n_tokens as a part."""
+        """Return the next n_tokens as a part; one less where a single token of a prompt would be left over."""
         end = min(self.n_done + n_tokens, len(self.tokens))
+        if len(self.tokens) - end == 1 and n_tokens > 2:
+            end -= 1  # alone it would take other kernels: see generation._without_lone_tokens()
         is_last = end == len(self.tokens)
         return Part(
             self.sequence,

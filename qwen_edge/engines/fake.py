@@ -263,13 +263,18 @@ class FakeEngine(Engine):
         """See Engine.score: every token is equally likely."""
         return np.zeros((len(tokens), self.info.n_vocab), dtype=np.float32)
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pooled(
+        self, texts: Sequence[Sequence[int]], *, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
         """See Engine.pooled: how often each of the first tokens of the vocabulary occurs, over the number of tokens."""
         if self.info.pooling is None:
             return super().pooled(texts)
         for tokens in texts:
             if len(tokens) > self.config.n_ctx:
                 raise ContextOverflowError(f"{len(tokens)} tokens do not fit in {self.config.n_ctx}")
+            if is_cancelled():
+                raise CancelledError("cancelled")
+            self.on_append(tokens)
         size = self.info.pooling.size
         shares = [np.bincount(tokens, minlength=size)[:size] / len(tokens) for tokens in texts]
         return np.array(shares, dtype=np.float32).reshape(len(texts), size)

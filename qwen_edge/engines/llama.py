@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,17 +217,17 @@ class LlamaEngine(Engine):
         finally:
             context.close()
 
-    def pooled(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def pooled(
+        self, texts: Sequence[Sequence[int]], *, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32]:
         """See Engine.pooled."""
-        return pooled_output(self._model, texts, self._config, self._n_threads)
+        return pooled_output(self._model, texts, self._config, self._n_threads, is_cancelled)
 
     def state_identity(self) -> dict[str, Any] | None:
         """See Engine.state_identity.
 
-        n_ctx and the number of threads are not in it: the form of a state does not depend on them.
+        n_ctx, n_sessions and the number of threads are not in it: the form of a state does not depend on them.
         """
-        if self._config.n_sessions > 1:
-            return None
         settings = self.info.settings
         return {
             "engine": self.info.engine,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context, TokenConstraint
 from qwen_edge.engines.batching import Request, Scheduler
-from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, UnsupportedError
+from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError
+from qwen_edge.native import state
 from qwen_edge.native.batch import NativeBatchContext
 from qwen_edge.native.handles import NativeModel
 from qwen_edge.native.sampler import NativeSampler
@@ -145,23 +146,18 @@ class SharedContext(Context):
         return self._sampler.sample(self, constraint)
 
     def save_state(self) -> NDArray[np.uint8]:
-        """See Context.save_state: llama.cpp's form of one sequence among several is another, which is not read here.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(
-            "sessions that evaluate together (n_sessions above 1) cannot be saved or branched",
-            hint="Load with n_sessions=1 for that.",
-        )
+        """See Context.save_state: waits for the call that others are in."""
+        with self._lock:
+            self.rewind(self.n_past)  # drops what an interrupted call may have left behind
+            return state.save_sequence(self._native, self._sequence, self.n_past)
 
     def load_state(self, data: Any, n_tokens: int) -> None:
-        """See Context.load_state; save_state() tells why not.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        self.save_state()
+        """See Context.load_state: waits for the call that others are in, and leaves their parts alone."""
+        with self._lock:
+            assert self.handle, "Bug: handle raises when closed"
+            self._n_past = 0
+            state.load_sequence(self._native, self._sequence, data, n_tokens)
+            self._n_past = n_tokens
 
     def cancel(self) -> None:
         """See Context.cancel: takes effect at the end of the call in flight."""

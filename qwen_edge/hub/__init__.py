@@ -18,11 +18,11 @@ What fetches is imported when it is first used: loading a model needs none of it
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qwen_edge.hub.local import locate, locate_checkpoint, model_path
 from qwen_edge.hub.origin import cached_repository, origin_of
+from qwen_edge.lazy import lazy_names
 
 if TYPE_CHECKING:
     from qwen_edge.hub.offers import Source as Source
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from qwen_edge.hub.pulling import PullResult as PullResult
     from qwen_edge.hub.pulling import pull as pull
 
-_HOME_OF = {
-    "Hooks": "pulling",
-    "PullPlan": "pulling",
-    "PullResult": "pulling",
-    "Source": "offers",
-    "pull": "pulling",
+_HOMES = {
+    "Hooks": ".pulling",
+    "PullPlan": ".pulling",
+    "PullResult": ".pulling",
+    "Source": ".offers",
+    "pull": ".pulling",
 }
 
 __all__ = [
@@ -52,11 +52,4 @@ __all__ = [
     "pull",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module 'qwen_edge.hub' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qwen_edge.hub.{module}"), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(globals(), _HOMES)

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from qwen_edge.errors import ClosedError, NativeError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.handles import NativeModel, context_params, free_context
+from qwen_edge.native.token_batch import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class NativeBatchContext:
         self.n_ctx = config.n_ctx
         self.n_batch = max(min(config.n_batch, config.n_ctx), n_sequences)
         self.n_vocab = model.n_vocab
+        self.n_sequences = n_sequences
         params = context_params(api, config, n_threads)
         # Each sequence has a part of its own: sharing one, every token would look at the tokens of all.
         params.kv_unified = False
@@ -73,14 +75,8 @@ class NativeBatchContext:
                 hint="A smaller n_ctx or n_sessions needs less memory.",
             )
         self._memory = api.llama_get_memory(self._handle)
-        self._batch = api.llama_batch_init(self.n_batch, 0, 1)
-        shape = (self.n_batch,)
-        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=shape)
-        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape=shape)
-        self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=shape)
-        for i in range(self.n_batch):
-            self._batch.n_seq_id[i] = 1
-        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
+        self._batch = TokenBatch(api, self.n_batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -97,7 +93,10 @@ class NativeBatchContext:
         return self._handle
 
     def evaluate(self, parts: Sequence[Part]) -> None:
-        """Evaluate parts of different sequences in one native call.
+        """Evaluate parts of different sequences: those of one length in one native call.
+
+        llama.cpp itself goes through the layers once for each length, but cuts longer parts where shorter ones end. A
+        prompt beside a decode step would have one token evaluated alone, with other kernels than the rest.
 
         Raises:
             NativeError: llama.cpp failed; the caches are as before.
@@ -106,32 +105,33 @@ class NativeBatchContext:
         count = sum(len(part.tokens) for part in parts)
         assert 0 < count <= self.n_batch, f"Bug: {count} tokens for a batch of {self.n_batch}"
         with self._lock:
-            handle = self.handle
-            end = 0
-            rows: list[tuple[int, NDArray[np.float32]]] = []
-            self._wants_logits[:count] = 0
-            # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
-            # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
-            for part in sorted(parts, key=lambda part: part.sequence):
-                start, end = end, end + len(part.tokens)
-                self._tokens[start:end] = part.tokens
-                self._positions[start:end] = np.arange(part.position, part.position + end - start)
-                for i in range(start, end):
-                    self._batch.seq_id[i][0] = part.sequence
-                if part.logits is not None:
-                    self._wants_logits[end - 1] = 1
-                    rows.append((end - 1, part.logits))
-            self._batch.n_tokens = count
-            code = self._api.llama_decode(handle, self._batch)
-            if code != 0:
+            try:
+                for length in sorted({len(part.tokens) for part in parts}):
+                    self._decode([part for part in parts if len(part.tokens) == length])
+            except NativeError:
                 for part in parts:
                     self._api.llama_memory_seq_rm(self._memory, part.sequence, part.position, -1)
-                raise NativeError(
-                    f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
-                )
-            for index, out in rows:
-                pointer = self._api.llama_get_logits_ith(handle, index)
-                out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
+                raise
+
+    def _decode(self, parts: Sequence[Part]) -> None:
+        handle = self.handle
+        rows: list[tuple[int, NDArray[np.float32]]] = []
+        self._batch.clear()
+        # llama.cpp takes together what belongs to neighbouring sequences in their order, and splits what does not.
+        # Source: llama_batch_allocr::split_equal in src/llama-batch.cpp
+        for part in sorted(parts, key=lambda part: part.sequence):
+            wanted: Literal["none", "last"] = "none" if part.logits is None else "last"
+            last = self._batch.add(part.tokens, part.position, part.sequence, wanted)
+            if part.logits is not None:
+                rows.append((last, part.logits))
+        code = self._api.llama_decode(handle, self._batch.native)
+        if code != 0:
+            raise NativeError(
+                f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
+            )
+        for index, out in rows:
+            pointer = self._api.llama_get_logits_ith(handle, index)
+            out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
 
     def rewind(self, sequence: int, n_tokens: int) -> int:
         """Forget all but the first n_tokens of a sequence; return how many it has then."""

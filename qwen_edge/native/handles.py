@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from qwen_edge.errors import (
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.hugepages import huge_pages_for_new_memory
+from qwen_edge.native.token_batch import TokenBatch
 from qwen_edge.quant_types import TENSOR_TYPES
 
 _GGUF_MAGIC = b"GGUF"
@@ -291,14 +292,8 @@ class NativeContext:
         self._logits: NDArray[np.float32] = np.empty(0, dtype=np.float32)
         self._logits_address: int | None = None
         self._memory = api.llama_get_memory(self._handle)
-        self._batch = api.llama_batch_init(n_batch, 0, 1)
-        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, shape=(n_batch,))
-        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, shape=(n_batch,))
-        self._wants_logits: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, shape=(n_batch,))
-        for i in range(n_batch):
-            self._batch.n_seq_id[i] = 1
-            self._batch.seq_id[i][0] = 0
-        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
+        self._batch = TokenBatch(api, n_batch)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -336,12 +331,10 @@ class NativeContext:
             )
         with self._lock:
             handle = self.handle
-            self._tokens[:count] = tokens
-            self._positions[:count] = np.arange(self.n_past, self.n_past + count, dtype=np.int32)
-            self._wants_logits[:count] = 1 if self._logits_for_all else 0
-            self._wants_logits[count - 1] = 1 if wants_logits else 0
-            self._batch.n_tokens = count
-            code = self._api.llama_decode(handle, self._batch)
+            self._batch.clear()
+            wanted: Literal["none", "last", "all"] = "last" if wants_logits else "none"
+            self._batch.add(tokens, self.n_past, 0, "all" if self._logits_for_all else wanted)
+            code = self._api.llama_decode(handle, self._batch.native)
             if code != 0:
                 self._api.llama_memory_seq_rm(self._memory, 0, self.n_past, -1)
                 # Source: include/llama.h, llama_decode: 2 is "aborted".

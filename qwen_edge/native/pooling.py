@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig
-from qwen_edge.errors import ClosedError, ContextOverflowError, NativeError, UnsupportedError
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, NativeError, UnsupportedError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.handles import NativeModel, free_context
+from qwen_edge.native.token_batch import TokenBatch
 from qwen_edge.quant_types import TENSOR_TYPES
 
 # Source: enum llama_pooling_type in include/llama.h.
@@ -23,7 +24,11 @@ _MAX_TEXTS_AT_ONCE = 64
 
 
 def pooled_output(
-    model: NativeModel, texts: Sequence[Sequence[int]], config: LoadConfig, n_threads: int
+    model: NativeModel,
+    texts: Sequence[Sequence[int]],
+    config: LoadConfig,
+    n_threads: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float32]:
     """Evaluate texts, each on its own, and return their pooled outputs.
 
@@ -34,6 +39,7 @@ def pooled_output(
         texts: Tokens of each whole text, as the model wants it (with its end token).
         config: n_ctx, n_batch and kv_type are used.
         n_threads: CPU threads.
+        is_cancelled: Asked before each native call.
 
     Returns:
         float32 [n_texts, n_classes] for a reranker, else [n_texts, hidden_size], not normalised.
@@ -42,6 +48,7 @@ def pooled_output(
         UnsupportedError: The file has no pooling type.
         ContextOverflowError: A text has more tokens than n_ctx.
         NativeError: llama.cpp refuses or fails.
+        CancelledError: is_cancelled() said so.
         ClosedError: The model is closed, or is being closed by another thread.
     """
     for index, tokens in enumerate(texts):
@@ -57,7 +64,11 @@ def pooled_output(
     with model.lock:
         context = _PoolingContext(model, n_tokens, n_texts, config, n_threads)
     try:
-        results = [context.evaluate(batch) for batch in batches]
+        results = []
+        for batch in batches:
+            if is_cancelled():
+                raise CancelledError("cancelled between two batches of texts")
+            results.append(context.evaluate(batch))
         return np.concatenate([np.empty((0, context.size), np.float32), *results])
     finally:
         context.close()
@@ -126,8 +137,8 @@ class _PoolingContext:
                 f"llama.cpp cannot make a context: {library.last_errors() or 'no reason given'}",
                 hint="A shorter text needs less memory.",
             )
-        self._batch = api.llama_batch_init(n_tokens, 0, 1)
-        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch)
+        self._batch = TokenBatch(api, n_tokens)
+        self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
@@ -139,14 +150,10 @@ class _PoolingContext:
             if not self._free.alive:
                 raise ClosedError(f"the model {self._model.path.name} was closed meanwhile")
             api.llama_memory_clear(api.llama_get_memory(self._handle), False)
-            i = 0
+            batch.clear()
             for sequence, tokens in enumerate(texts):
-                for position, token in enumerate(tokens):
-                    batch.token[i], batch.pos[i], batch.logits[i] = token, position, 1
-                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-                    i += 1
-            batch.n_tokens = i
-            code = api.llama_decode(self._handle, batch)
+                batch.add(tokens, 0, sequence, "all")
+            code = api.llama_decode(self._handle, batch.native)
             if code != 0:
                 raise NativeError(
                     f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"

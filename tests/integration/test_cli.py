@@ -49,6 +49,33 @@ def test_run_json_has_every_field(tiny_bf16: Path) -> None:
     assert reply["stats"]["peak_memory_bytes"] > tiny_bf16.stat().st_size
 
 
+def test_run_ends_in_time(tiny_bf16: Path) -> None:
+    result = qwen_edge("run", tiny_bf16, "word " * 2000, "--timeout", "0.001", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["finish_reason"] == "cancelled"
+    shown = qwen_edge("run", tiny_bf16, "word " * 2000, "--timeout", "0.001")
+    assert "cancelled" in shown.stderr
+    assert qwen_edge("run", tiny_bf16, "Hi", "--timeout", "0").returncode == 2
+
+
+@pytest.mark.parametrize("options", [[], ["--no-prefix-cache"]])
+def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tiny_bf16: Path) -> None:
+    result = qwen_edge(
+        "run",
+        tiny_bf16,
+        "Say Anna.",
+        "--system",
+        "Be brief.",
+        "--max-tokens",
+        "5",
+        "--format",
+        "json",
+        *options,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (json.loads(result.stdout)["stats"]["prefix_cache"] == "off") == bool(options)
+
+
 def test_run_reads_the_prompt_from_stdin(tiny_bf16: Path) -> None:
     result = qwen_edge("run", tiny_bf16, "-", "--thinking", "off", "--temperature", "0", stdin="Say Anna.")
     assert result.stdout == "Anna\n"

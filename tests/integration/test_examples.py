@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,28 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 EXPECTED = {
     "async_chat.py": (["{chat}"], "answer: no answer within 0.01 s"),
     "chat.py": (["{chat}"], "prompt tokens were cached"),
+    "extraction.py": (["{chat}", "Max is 30 years old."], "Person(name="),
     "embeddings.py": (["{embedding}", "Which city?", "{notes}"], "Athens is the capital of Greece."),
+    "langchain_chat.py": (["{chat}"], "answer: It is 21 degrees and sunny in Vienna."),
+    "llamaindex_rag.py": (["{chat}", "{embedding}", "What is 12 + 30?", "{notes}"], "): 12 + 30 is 42."),
     "rag.py": (["{chat}", "{embedding}", "{reranker}", "What is 12 + 30?", "{notes}"], "answer: "),
     "tools.py": (["{chat}"], "call: get_weather {'city': 'Vienna'}"),
     "translator.py": (["{chat}", "dog", "German", "French"], "French: "),
 }
+
+# What an example is about and a development environment may lack.
+NEEDED = {"langchain_chat.py": "langchain_core", "llamaindex_rag.py": "llama_index"}
+# Frameworks swallow the errors of their own telemetry: what they tried is told on stderr.
+WITHOUT_NETWORK = """
+import runpy, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname"):
+        sys.stderr.write(f"{event}{arguments}\\n")
+        raise PermissionError("no network here")
+sys.addaudithook(refuse)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +51,34 @@ def files(tiny_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {**files, "chat": tiny_bf16, "notes": notes}
 
 
+def test_the_network_is_refused() -> None:
+    code = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_NETWORK.replace('runpy.run_path(sys.argv[0], run_name="__main__")', code),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stderr.startswith("socket.getaddrinfo")
+    assert "no network here" in result.stderr
+
+
 def test_every_example_is_expected() -> None:
     assert {path.name for path in EXAMPLES} == set(EXPECTED)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs_and_is_short(path: Path, files: dict[str, Path]) -> None:
+def test_example_runs_without_a_network_and_is_short(path: Path, files: dict[str, Path]) -> None:
+    if path.name in NEEDED and importlib.util.find_spec(NEEDED[path.name]) is None:
+        pytest.skip(f"{NEEDED[path.name]} is not installed: pip install qwen-edge[ecosystem]")
     arguments, expected = EXPECTED[path.name]
-    command = [sys.executable, str(path), *(argument.format(**files) for argument in arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_NETWORK,
+        str(path),
+        *(each.format(**files) for each in arguments),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

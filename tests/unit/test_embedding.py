@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +33,9 @@ def _seen(pooling: PoolingInfo, act: Callable[[Model], Any]) -> list[str]:
     engine = FakeEngine("", pooling=pooling)
     pooled, texts = engine.pooled, []
 
-    def note(sequences: Any) -> Any:
+    def note(sequences: Any, **options: Any) -> Any:
         texts.extend(engine.text(tokens) for tokens in sequences)
-        return pooled(sequences)
+        return pooled(sequences, **options)
 
     engine.pooled = note  # type: ignore[method-assign]
     act(Model(engine))
@@ -117,3 +120,44 @@ def test_what_cannot_be_is_said(
         if pooling is None:
             with pytest.raises(UnsupportedError, match="no embedding models"):
                 model.engine.pooled([[1]])
+
+
+def test_for_asyncio_the_results_are_the_same_and_the_loop_goes_on() -> None:
+    async def main() -> None:
+        with Model(FakeEngine("", pooling=EMBEDDING)) as model:
+            one, two = await asyncio.gather(
+                model.aembed("abc"), model.aembed(["abc"], is_query=True, dimensions=9)
+            )
+            np.testing.assert_array_equal(one, model.embed("abc"))
+            np.testing.assert_array_equal(two, model.embed("abc", is_query=True, dimensions=9))
+            with pytest.raises(ConfigError, match="dimensions"):
+                await model.aembed("abc", dimensions=0)
+        with Model(FakeEngine("", pooling=RERANKER)) as model:
+            assert await model.arerank("q", ["a", "b"]) == model.rerank("q", ["a", "b"])
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_ends_the_call_at_its_next_batch() -> None:
+    seen: list[Any] = []
+    inside = threading.Event()
+
+    def slow(tokens: Any) -> None:
+        seen.append(tokens)
+        inside.set()
+        time.sleep(0.01)
+
+    async def main() -> None:
+        with Model(FakeEngine("", pooling=EMBEDDING, on_append=slow)) as model:
+            task = asyncio.create_task(model.aembed(["text"] * 1000))
+            await asyncio.to_thread(inside.wait, 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            n_seen = len(seen)
+            assert n_seen < 1000
+            await asyncio.sleep(0.05)
+            assert len(seen) == n_seen, "it is over when the task is told so"
+            assert (await model.aembed("more")).shape == (1, SIZE)
+
+    asyncio.run(main())

@@ -21,6 +21,7 @@ LAYERS = (
     (
         "errors",
         "files",
+        "lazy",
         "paths",
         "types",
         "openai_format",
@@ -37,6 +38,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "async_call",
         "async_session",
         "cancellation",
         "embedding",
@@ -48,6 +50,8 @@ LAYERS = (
         "overflow",
         "prefix_cache",
         "prefix_turn",
+        "reply_options",
+        "reply_slot",
         "session",
         "session_asking",
         "session_file",

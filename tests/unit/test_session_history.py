@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_edge import history
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import GREEDY, LoadConfig
 from qwen_edge.engines.fake import FakeEngine
 from qwen_edge.errors import ConfigError, ContextOverflowError, NativeError
 from qwen_edge.model import Model
@@ -90,7 +91,7 @@ def test_regenerate_answers_the_same_again() -> None:
         first = session.send("one")
         reply = session.regenerate(max_tokens=100)
         assert (reply.text, texts(session.messages)) == ("reply 2", ["one", "reply 2"])
-        assert reply.stats.cached_tokens == first.stats.prompt_tokens - 1
+        assert reply.stats.cached_tokens == first.stats.prompt_tokens - 2
         session.messages.append(Message("tool", "{}"))
         with pytest.raises(ConfigError, match="does not end with a reply"):
             session.regenerate()
@@ -111,6 +112,47 @@ def test_regenerate_keeps_the_reply_when_there_is_no_other() -> None:
         engine.on_append = lambda tokens: session.cancel()
         assert session.regenerate().finish_reason == "cancelled"
         assert session.messages[-1].role == "assistant"
+
+
+def test_regenerate_takes_what_send_takes() -> None:
+    with Model(counting()) as model, model.session() as session:
+        session.send("one")
+        reply = session.regenerate(timeout_s=60, logprobs=0, sampling=GREEDY)
+        assert reply.logprobs is not None
+        assert b"".join(entry.data for entry in reply.logprobs) == b"reply 2"
+        with pytest.raises(TypeError, match="'max_token'; there are: "):
+            session.regenerate(max_token=3)  # type: ignore[call-arg]
+        with pytest.raises(ConfigError, match="timeout_s"):
+            session.regenerate(timeout_s=0)
+        assert texts(session.messages) == ["one", "reply 2"]
+
+
+def test_regenerate_piece_by_piece() -> None:
+    with Model(counting()) as model, model.session() as session:
+        with pytest.raises(ConfigError, match="does not end with a reply"):
+            session.regenerate_stream().finish()
+        session.send("one")
+        stream = session.regenerate_stream()
+        assert texts(session.messages) == ["one", "reply 1"], "nothing happens before the first chunk"
+        assert "".join(chunk.text for chunk in stream) == stream.reply.text == "reply 2"
+        stream = session.regenerate_stream()
+        next(stream)
+        stream.close()
+        assert texts(session.messages) == ["one", "r"]
+
+
+def test_regenerate_for_asyncio() -> None:
+    async def main() -> None:
+        with Model(counting()) as model, model.session() as session:
+            await session.asend("one")
+            assert (await session.aregenerate(logprobs=1)).text == "reply 2"
+            async for chunk in session.aregenerate_stream():
+                assert chunk.text == "r"
+                break
+            assert (await session.aregenerate()).text == "reply 4"
+            assert texts(session.messages) == ["one", "reply 4"]
+
+    asyncio.run(main())
 
 
 def test_a_branch_goes_on_by_itself_and_evaluates_nothing_again() -> None:

@@ -79,7 +79,7 @@ def test_the_schema_is_shown_unless_told_otherwise() -> None:
     with Model(engine) as model, model.session() as session:
         session.extract([Message("user", "Max is 30.")], Person, thinking="off")
         session.extract("Max is 30.", Person, thinking="off", show_schema=False)
-    assert '"age": {"type": "integer"}' in prompts[0]
+    assert '{"name": string, "age": integer}' in prompts[0]
     assert prompts[1].rsplit("<|im_start|>user\n", 1)[1].startswith("Max is 30.<|im_end|>")
 
 
@@ -108,6 +108,33 @@ def test_an_answer_that_looks_like_a_call_is_an_answer() -> None:
     with Model(FakeEngine(script)) as model, model.session(tools=[tool]) as session:
         assert session.extract("?", schema, thinking="off") == {"name": "add", "arguments": {}}
         assert session.send("?", thinking="off").tool_calls == (ToolCall("add", {}),)
+
+
+ADD = {
+    "name": "add",
+    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+}
+
+
+@pytest.mark.parametrize("form", ["<tool_call>\n%s\n</tool_call>", "%s", "```json\n%s\n```"])
+def test_calls_are_held_to_their_tool_unless_told_otherwise(form: str) -> None:
+    script = form % '{"name": "add", "arguments": {"b": "a", "a": "12"}}'
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD]) as session:
+        (held,) = session.send("?", thinking="off").tool_calls
+        assert held == ToolCall("add", {"a": 12})
+        session.constrained_calls = False
+        (free,) = session.send("?", thinking="off").tool_calls
+        assert free == ToolCall("add", {"b": "a", "a": "12"})
+        assert not session.branch().constrained_calls
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD], constrained_calls=False) as session:
+        assert session.send("?", thinking="off").tool_calls == (free,)
+
+
+def test_json_that_is_no_call_is_said_as_it_is() -> None:
+    script = '{"name": "Ada", "arguments": "none", "b": [1, {"name": "add", "x": 1}]}'
+    with Model(FakeEngine(script)) as model, model.session(tools=[ADD]) as session:
+        reply = session.send("?", thinking="off")
+    assert (reply.text, reply.tool_calls, reply.finish_reason) == (script, (), "stop")
 
 
 def test_tags_inside_an_answer_are_its_text() -> None:

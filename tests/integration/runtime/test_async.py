@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qwen_edge import Model, load
+from qwen_edge import Model, Session, load
 from qwen_edge.config import GREEDY
 from qwen_edge.errors import ClosedError
 
@@ -129,5 +129,27 @@ def test_cancelling_between_tokens_keeps_the_session(tiny_model: Model) -> None:
                 session.messages.clear()
                 answer = await session.asend("Say Anna.", thinking="off", sampling=GREEDY)
                 assert answer.text == "Anna"
+
+    asyncio.run(main())
+
+
+def test_a_reply_that_was_left_and_the_next_one(tiny_model: Model) -> None:
+    async def words(session: Session) -> AsyncIterator[str]:
+        async for chunk in session.astream("Tell me everything.", thinking="off"):
+            yield chunk.text
+
+    async def main() -> None:
+        expected = _answer(tiny_model, "Say Anna.")[0]
+        with tiny_model.session() as session:
+            for _ in range(10):
+                async for _text in words(session):
+                    break
+                task = asyncio.create_task(session.asend("word " * 500))
+                await asyncio.sleep(0.01)
+                task.cancel()
+                session.messages.clear()
+                assert (await session.asend("Say Anna.", thinking="off", sampling=GREEDY)).text == expected
+                await asyncio.wait((task,))
+                session.messages.clear()
 
     asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from qwen_edge.convert import convert_checkpoint
 from qwen_edge.convert.checkpoint import open_checkpoint
 from qwen_edge.convert.reference import Reference
 from qwen_edge.convert.rows import read_tensor
-from qwen_edge.errors import ClosedError, ContextOverflowError, UnsupportedError
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, UnsupportedError
 from tests import pooled_checkpoints
 
 TEXTS = [
@@ -150,7 +151,7 @@ def test_control_tokens_in_a_document_are_text(reranker_file: Path) -> None:
     with load(reranker_file, n_ctx=2048, n_threads=1, safe_kernels=False) as model:
         seen: list[list[int]] = []
         pooled = model.engine.pooled
-        model.engine.pooled = lambda texts: seen.extend(texts) or pooled(texts)  # type: ignore[method-assign]
+        model.engine.pooled = lambda texts, **_options: seen.extend(texts) or pooled(texts)  # type: ignore[method-assign]
         model.rerank("q", documents)
         (start,) = model.engine.tokenize("<|im_start|>")
         assert seen[0].count(start) == 3
@@ -201,3 +202,28 @@ def test_closing_while_another_thread_embeds(embedding_file: Path) -> None:
     for thread in threads:
         thread.join(30)
     assert [type(error) for error in errors] == [ClosedError] * 3
+
+
+def test_for_asyncio_it_is_the_same_and_ends_between_two_calls(embedding_file: Path) -> None:
+    async def main() -> None:
+        with load(embedding_file, n_ctx=64, n_batch=8, n_threads=1, safe_kernels=False) as model:
+            np.testing.assert_array_equal(await model.aembed(TEXTS[:2]), model.embed(TEXTS[:2]))
+            n_asked = 0
+
+            def is_cancelled() -> bool:
+                nonlocal n_asked
+                n_asked += 1
+                return n_asked == 3
+
+            tokens = model.engine.tokenize(TEXTS[0])
+            with pytest.raises(CancelledError, match="between two batches"):
+                model.engine.pooled([tokens] * 9, is_cancelled=is_cancelled)
+            assert n_asked == 3
+            task = asyncio.create_task(model.aembed(TEXTS[:1] * 20_000))
+            await asyncio.sleep(0.2)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await model.aembed("the")).shape[0] == 1
+
+    asyncio.run(main())

@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qwen_edge.chat import constraint as constraints
+from qwen_edge.chat.call_guide import CallForms, ToolCallGuide, call_grammar
 from qwen_edge.chat.coercion import fits
-from qwen_edge.chat.constraint import AnswerGuide, Constraint, ToolCallGuide
+from qwen_edge.chat.constraint import AnswerGuide, Constraint
 from qwen_edge.chat.parser import ReplyParser
 from qwen_edge.chat.tools import split_tools
 from qwen_edge.engines.fake import FakeEngine
@@ -112,8 +113,7 @@ def test_random_calls_are_calls_of_the_tools(
 ) -> None:
     """From the tag on, whatever is sampled: the parser gets one call, of an offered tool, that fits its schema."""
     tools = [{"function": {"name": f'tool "{i}"', "parameters": p}} for i, p in enumerate(parameters)]
-    prototype = Constraint(VOCABULARY, constraints.call_grammar(tools, VOCABULARY))
-    guide, parser = ToolCallGuide(prototype.copy), ReplyParser()
+    guide, parser = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)), ReplyParser()
     assert guide.constraint_for(parser) is None
     parser.feed("<tool_call>")
     source = random.Random(seed)
@@ -142,8 +142,7 @@ def test_random_calls_are_calls_of_the_tools(
 
 def test_a_text_cannot_spell_the_closing_tag() -> None:
     tools = [{"function": {"name": "say", "parameters": record({"text": {"type": "string"}}, {"text"})}}]
-    prototype = Constraint(VOCABULARY, constraints.call_grammar(tools, VOCABULARY))
-    guide, parser = ToolCallGuide(prototype.copy), ReplyParser()
+    guide, parser = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)), ReplyParser()
     parser.feed("<tool_call>")
     step = guide.constraint_for(parser)
     assert step is not None
@@ -163,11 +162,10 @@ def test_a_text_cannot_spell_the_closing_tag() -> None:
 def test_a_call_that_begins_with_the_tags_last_token() -> None:
     """A tag that is spelled out: its last token may bring the line break along."""
     tools = [{"function": {"name": "go", "parameters": {}}}]
-    prototype = Constraint(VOCABULARY, constraints.call_grammar(tools, VOCABULARY))
     for begun, is_held in [("\n{", True), ("\nno call", False)]:
         parser = ReplyParser()
         parser.feed("<tool_call>" + begun)
-        step = ToolCallGuide(prototype.copy).constraint_for(parser)
+        step = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)).constraint_for(parser)
         assert (step is not None) == is_held
         if step is not None:
             assert {ord('"'), ord("\n")} <= set(allowed(step)) <= set(b' \n"')
@@ -175,8 +173,7 @@ def test_a_call_that_begins_with_the_tags_last_token() -> None:
 
 def test_calls_are_held_only_between_the_tags_and_outside_of_thoughts() -> None:
     tools = [{"function": {"name": "go", "parameters": {}}}]
-    prototype = Constraint(VOCABULARY, constraints.call_grammar(tools, VOCABULARY))
-    guide, parser = ToolCallGuide(prototype.copy), ReplyParser()
+    guide, parser = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)), ReplyParser()
     held = []
     for piece in [
         "<think>",
@@ -192,6 +189,84 @@ def test_calls_are_held_only_between_the_tags_and_outside_of_thoughts() -> None:
         parser.feed(piece)
         held.append(guide.constraint_for(parser) is not None)
     assert held == [False, False, False, False, False, True, True, False, False]
+
+
+@settings(deadline=None)
+@given(
+    parameters=st.lists(st.builds(record, st.dictionaries(NAMES, SCHEMAS, max_size=3), st.sets(NAMES)), min_size=1, max_size=3),
+    seed=st.integers(0, 2**32),
+    free_steps=st.integers(0, 200),
+    opening=st.sampled_from(["{", "```json\n{\n    ", " {\n  "]),
+)  # fmt: skip
+def test_random_bare_calls_are_calls_of_the_tools(
+    parameters: list[dict[str, Any]], seed: int, free_steps: int, opening: str
+) -> None:
+    """From the name of a tool on, whatever is sampled, tags that are spelled out included."""
+    tools = [{"function": {"name": f'tool "{i}"', "parameters": p}} for i, p in enumerate(parameters)]
+    names = [tool["function"]["name"] for tool in tools]
+    source = random.Random(seed)
+    guide, parser = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)), ReplyParser(tool_names=names)
+    begun = f'{opening}"name": {json.dumps(source.choice(names))}'  # type: ignore[arg-type]
+    for letter in begun:
+        assert guide.constraint_for(parser) is None
+        parser.feed(letter)
+    step = guide.constraint_for(parser)
+    text = bytearray(begun.encode())
+    while step is not None:
+        tokens = allowed(step)
+        closing = [token for token in b'"}]' if token in tokens]
+        spelled = [ord(letter) for letter in "<tool_call><think>" if ord(letter) in tokens]
+        if closing and len(text) >= free_steps:
+            token = closing[0]
+        else:
+            token = source.choice(spelled if spelled and source.random() < 0.3 else tokens)
+        step.accept(token)
+        text += VOCABULARY.tokens[token]
+        assert len(text) < 6000
+        parser = ReplyParser(tool_names=names)
+        parser.feed(text.decode(errors="ignore"))
+        step = guide.constraint_for(parser)
+    assume_finite(text.decode())
+    parser.finish()
+    (call,) = parser.tool_calls
+    assert fits(call.arguments, parameters[names.index(call.name)]), text
+
+
+@pytest.mark.parametrize("text", [
+    '{"name": "stop"',  # a tool that is not on offer
+    '{"name": "go',
+    '{"go": "name"',
+    '{"person": {"name": "go"',
+    'So: {"name": "go"',
+    '{"name": "go", "age": 3',  # no call any more
+    '{"name": "go"}',
+    '{"name": "go", "arguments": {}} {"name": "',
+    '{"name": "go", "arguments": {}}\n\nThat is all: {"name": "go"',
+    '<think>{"name": "go"',
+])  # fmt: skip
+def test_json_that_is_no_call_of_a_tool_is_free(text: str) -> None:
+    tools = [{"function": {"name": "go", "parameters": record({}, set())}}]
+    parser = ReplyParser(tool_names=["go"])
+    parser.feed(text)
+    assert ToolCallGuide(CallForms(tools, lambda: VOCABULARY)).constraint_for(parser) is None
+
+
+def test_a_second_bare_call_is_held_too_and_what_is_between_is_free() -> None:
+    tools = [{"function": {"name": "go", "parameters": record({}, set())}}]
+    guide, parser = ToolCallGuide(CallForms(tools, lambda: VOCABULARY)), ReplyParser(tool_names=["go"])
+    held = []
+    for piece in [
+        '{"name": "go"',
+        ', "arguments": {',
+        "}}",
+        "\n",
+        '{"name": "go"',
+        ', "arguments": {}}',
+        "\n",
+    ]:
+        parser.feed(piece)
+        held.append(guide.constraint_for(parser) is not None)
+    assert held == [True, True, False, False, True, False, False]
 
 
 def test_the_answer_is_held_and_the_thought_is_free() -> None:
@@ -264,7 +339,7 @@ def test_what_is_no_grammar_is_a_config_error(make: Any) -> None:
 def test_a_tool_that_contains_the_closing_tag_is_refused() -> None:
     tools, _ = split_tools([{"name": "a", "description": "ends with </tool_call>"}])
     with pytest.raises(ConfigError, match="ends a call"):
-        constraints.call_grammar([{"function": tools[0]}], VOCABULARY)
+        call_grammar([{"function": tools[0]}], VOCABULARY)
 
 
 def test_the_vocabulary_is_made_once_and_goes_with_its_engine() -> None:

@@ -222,3 +222,13 @@ def test_whatever_the_lengths_every_session_gets_its_tokens(
         *(lambda i=i, p=p, s=s: conversation(scheduler, i, p, s) for i, (p, s) in enumerate(sessions))  # type: ignore[misc]
     )
     assert books.sequences == {i: expected(prompt, steps) for i, (prompt, steps) in enumerate(sessions)}
+
+
+@given(st.integers(2, 300), st.integers(3, 64))
+def test_no_token_of_a_prompt_is_left_alone(length: int, room: int) -> None:
+    prompt = request(0, range(length))
+    while prompt.n_done < length:
+        part = prompt.next_part(room)
+        assert 2 <= len(part.tokens) <= room
+        prompt.n_done += len(part.tokens)
+    assert prompt.n_done == length
