@@ -122,7 +122,7 @@ def test_fewer_candidates_give_the_tokens_of_all(
             return "".join(chunk.text for chunk in stream)
 
     narrow = text()
-    monkeypatch.setattr(sampler, "_candidates_needed", lambda config: None)
+    monkeypatch.setattr(sampler, "candidates_needed", lambda config: None)
     assert text() == narrow
 
 
