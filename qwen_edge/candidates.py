@@ -39,7 +39,8 @@ def set_bits(mask: NDArray[np.uint32], n_vocab: int) -> NDArray[np.intp]:
 
 def allowed_of(ids: NDArray[np.intp], mask: NDArray[np.uint32]) -> NDArray[np.intp]:
     """Return those of some ids that a constraint's mask allows."""
-    return ids[mask[ids >> 5] >> (ids & 31).astype(np.uint32) & 1 == 1]
+    allowed: NDArray[np.intp] = ids[mask[ids >> 5] >> (ids & 31).astype(np.uint32) & 1 == 1]
+    return allowed
 
 
 def candidates_needed(config: SamplingConfig) -> int | None:
