@@ -1,0 +1,357 @@
+"""An exported ONNX folder behind the seam: the engine that needs no compiler."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen_edge import device
+from qwen_edge.config import LoadConfig, SamplingConfig
+from qwen_edge.digests import FileIdentity
+from qwen_edge.engines import onnx_runtime
+from qwen_edge.engines.base import Context, Engine, ModelInfo, TokenConstraint
+from qwen_edge.engines.batching import Request, Scheduler
+from qwen_edge.engines.numpy_sampler import NumpySampler
+from qwen_edge.engines.onnx_cache import OnnxCache, Stopper
+from qwen_edge.engines.onnx_folder import read_folder
+from qwen_edge.engines.onnx_tokenizer import OnnxTokenizer
+from qwen_edge.errors import CancelledError, ClosedError, ConfigError, ContextOverflowError, NativeError
+from qwen_edge.native.batch import Part
+
+# Logits of so many tokens are made at a time when all are wanted: 39 MB at Qwen's vocabulary, in activations alone.
+_SCORE_ROWS = 64
+
+
+class OnnxContext(Context):
+    """A row of a cache, with the logits of its last token and the sampler of the reply in progress."""
+
+    def __init__(self, cache: OnnxCache, row: int = 0) -> None:
+        """Take a row; the whole cache is this context's own, and closed with it."""
+        self._cache = cache
+        self._row = row
+        self._logits = np.zeros(cache.n_vocab, np.float32)
+        self._sampler: NumpySampler | None = None
+        self._stopper = Stopper()
+        self._is_closed = False
+        self._lock = threading.RLock()
+        self.n_ctx = cache.n_ctx
+        self.n_batch = cache.n_batch
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length(self._row)
+
+    def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
+        """See Context.append."""
+        assert 0 < len(tokens) <= self.n_batch, f"Bug: {len(tokens)} tokens for a batch of {self.n_batch}"
+        before = self.n_past
+        if before + len(tokens) > self.n_ctx:
+            raise ContextOverflowError(
+                f"{before} + {len(tokens)} tokens do not fit in a context of {self.n_ctx}",
+                hint=f"Load with a larger n_ctx (at least {before + len(tokens)}) or shorten the conversation.",
+            )
+        with self._lock:
+            self._check_open()
+            try:
+                self._evaluate(tokens, self._logits if wants_logits else None)
+            except BaseException:
+                self._cache.rewind(self._row, before)
+                raise
+
+    def _evaluate(self, tokens: Sequence[int], logits: NDArray[np.float32] | None) -> None:
+        try:
+            self._cache.evaluate([Part(self._row, self.n_past, tokens, logits)], self._stopper.begin)
+        except NativeError:
+            if self._stopper.is_set:
+                raise CancelledError("cancelled during evaluation") from None
+            raise
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError("the session's context is closed")
+        self._cache.check_open()
+
+    def rewind(self, n_tokens: int) -> None:
+        """See Context.rewind."""
+        assert 0 <= n_tokens <= self.n_past, f"Bug: rewind to {n_tokens} of {self.n_past}"
+        with self._lock:
+            self._check_open()
+            self._cache.rewind(self._row, n_tokens)
+
+    def start_sampling(self, config: SamplingConfig) -> None:
+        """See Context.start_sampling."""
+        self._sampler = NumpySampler(config)
+
+    def sample(self, constraint: TokenConstraint | None = None) -> int:
+        """See Context.sample."""
+        assert self._sampler is not None, "Bug: sample() before start_sampling()"
+        with self._lock:
+            self._check_open()
+            return self._sampler.sample(self._logits, constraint)
+
+    def logits(self) -> NDArray[np.float32]:
+        """See Context.logits."""
+        return self._logits.copy()
+
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """See Context.forbid: the context's own copy is changed."""
+        self._logits[list(tokens)] = -np.inf
+
+    def cancel(self) -> None:
+        """See Context.cancel."""
+        self._stopper.stop()
+
+    def clear_cancel(self) -> None:
+        """See Context.clear_cancel."""
+        self._stopper = Stopper()
+
+    def save_state(self) -> NDArray[np.uint8]:
+        """See Context.save_state."""
+        with self._lock:
+            self._check_open()
+            return self._cache.save(self._row)
+
+    def load_state(self, data: Any, n_tokens: int) -> None:
+        """See Context.load_state."""
+        with self._lock:
+            self._check_open()
+            self._cache.load(self._row, data, n_tokens)
+
+    def close(self) -> None:
+        """See Context.close."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._release()
+
+    def _release(self) -> None:
+        self._cache.close()
+
+
+class SharedOnnxContext(OnnxContext):
+    """A row of a cache that others have rows of too, evaluated together with theirs."""
+
+    def __init__(self, shared: SharedOnnxCache, row: int) -> None:
+        """Made by SharedOnnxCache.new_context()."""
+        super().__init__(shared.cache, row)
+        self._shared = shared
+
+    def _evaluate(self, tokens: Sequence[int], logits: NDArray[np.float32] | None) -> None:
+        request = Request(self._row, self.n_past, tuple(tokens), logits, lambda: self._stopper.is_set)
+        self._shared.scheduler.run(request)
+
+    def cancel(self) -> None:
+        """See Context.cancel: takes effect at the end of the call in flight, which others take part in."""
+        super().cancel()
+        self._shared.scheduler.wake()
+
+    def _release(self) -> None:
+        self._shared.scheduler.forget(self._row)
+        self._shared.give_back(self._row)
+
+
+class SharedOnnxCache:
+    """The rows of several sessions, and which of them are taken."""
+
+    def __init__(self, cache: OnnxCache, n_sessions: int) -> None:
+        """Take over a cache with so many rows."""
+        self.cache = cache
+        self.scheduler = Scheduler(cache)
+        self._n_sessions = n_sessions
+        self._free = list(range(n_sessions))
+        self._lock = threading.Lock()
+
+    def new_context(self) -> SharedOnnxContext:
+        """Return the context of one more session.
+
+        Raises:
+            ConfigError: All are taken.
+        """
+        with self._lock:
+            if not self._free:
+                raise ConfigError(
+                    f"all {self._n_sessions} sessions that the model was loaded for are open",
+                    hint="Close one, or load with a larger n_sessions.",
+                )
+            return SharedOnnxContext(self, self._free.pop(0))
+
+    def give_back(self, row: int) -> None:
+        """Empty a row for the next session."""
+        self.cache.rewind(row, 0)
+        with self._lock:
+            self._free.append(row)
+
+
+class OnnxEngine(Engine):
+    """A folder that `export_onnx` made, run by ONNX Runtime."""
+
+    def __init__(self, path: Path, config: LoadConfig) -> None:
+        """Load a folder.
+
+        Args:
+            path: The folder, or the graph in it.
+            config: How. What only llama.cpp has is refused.
+
+        Raises:
+            ModelNotFoundError, FormatError: A file is missing or damaged.
+            UnsupportedError: The graph was not exported by qwen-edge, or is newer than ONNX Runtime.
+            ConfigError: A setting that does not apply, or a provider that is not there.
+            MissingExtraError: onnxruntime or tokenizers is not installed.
+        """
+        _refuse_foreign(config)
+        folder = read_folder(path)
+        if config.n_ctx > folder.n_ctx_train:
+            raise ConfigError(
+                f"n_ctx is {config.n_ctx}, and {folder.graph.path} has positions for {folder.n_ctx_train} tokens",
+                hint=f"Load with n_ctx={folder.n_ctx_train} or less.",
+            )
+        # Of the files as they are now: what stands there later is not what is in memory.
+        self._weights = FileIdentity(
+            tuple(facts for file in folder.files for facts in FileIdentity.of_parts(file).facts)
+        )
+        self._config = config
+        self._weights_bytes = folder.weights_bytes
+        n_threads = config.n_threads or device.usable_cores()
+        self._tokenizer = OnnxTokenizer(folder.tokenizer_path, folder.end_tokens)
+        graph = onnx_runtime.OnnxGraph(folder.graph.path, n_threads=n_threads, provider=config.provider)
+        self._graph: onnx_runtime.OnnxGraph | None = graph
+        self._shared: SharedOnnxCache | None = None
+        self._contexts: weakref.WeakSet[OnnxContext] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        self.info = ModelInfo(
+            path=path,
+            engine="onnxruntime",
+            architecture=folder.architecture,
+            name=folder.name,
+            chat_template=folder.chat_template,
+            special_texts=folder.special_texts,
+            n_vocab=graph.n_vocab,
+            n_params=folder.n_params,
+            n_ctx_train=folder.n_ctx_train,
+            weights_bytes=folder.weights_bytes,
+            settings={
+                "threads": n_threads,
+                "n_ctx": config.n_ctx,
+                "n_batch": config.n_batch,
+                "n_sessions": config.n_sessions,
+                "kv_type": "f32",
+                "prefix_cache": config.prefix_cache,
+                "provider": config.provider,
+                "nodes": graph.nodes,
+                "precision": folder.precision,
+            },
+        )
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """See Engine.tokenize."""
+        return self._tokenizer.tokenize(text, parse_special=parse_special)
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Engine.token_bytes."""
+        return self._tokenizer.token_bytes(token)
+
+    def is_end(self, token: int) -> bool:
+        """See Engine.is_end."""
+        return self._tokenizer.is_end(token)
+
+    def new_context(self) -> Context:
+        """See Engine.new_context."""
+        config = self._config
+        with self._lock:
+            if config.n_sessions == 1:
+                context = OnnxContext(self._new_cache(1, config.n_ctx, min(config.n_batch, config.n_ctx)))
+                self._contexts.add(context)
+                return context
+            if self._shared is None:
+                n_batch = max(min(config.n_batch, config.n_ctx), config.n_sessions)
+                self._shared = SharedOnnxCache(
+                    self._new_cache(config.n_sessions, config.n_ctx, n_batch), config.n_sessions
+                )
+            shared = self._shared.new_context()
+            self._contexts.add(shared)
+            return shared
+
+    def _new_cache(self, n_rows: int, n_ctx: int, n_batch: int) -> OnnxCache:
+        if self._graph is None:
+            raise ClosedError("the model is closed")
+        try:
+            return OnnxCache(
+                self._graph, n_rows=n_rows, n_ctx=n_ctx, n_batch=n_batch, weights_bytes=self._weights_bytes
+            )
+        except MemoryError as error:
+            raise NativeError(
+                f"no memory for a KV cache of {n_rows} x {n_ctx} tokens: {error}",
+                hint="A smaller n_ctx or n_sessions needs less memory.",
+            ) from error
+
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See Engine.score."""
+        if len(tokens) > self._config.n_ctx:
+            raise ContextOverflowError(
+                f"{len(tokens)} tokens to score do not fit in a context of {self._config.n_ctx}"
+            )
+        with self._lock:
+            cache = self._new_cache(1, len(tokens), _SCORE_ROWS)
+        logits = np.empty((len(tokens), self.info.n_vocab), np.float32)
+        try:
+            for start in range(0, len(tokens), _SCORE_ROWS):
+                part = tokens[start : start + _SCORE_ROWS]
+                cache.score(part, logits[start : start + len(part)])
+        finally:
+            cache.close()
+        return logits
+
+    def state_identity(self) -> dict[str, Any]:
+        """See Engine.state_identity.
+
+        Threads, n_ctx, n_batch and n_sessions are not in it: the form of a state does not depend on them.
+        """
+        return {
+            "engine": self.info.engine,
+            "build": onnx_runtime.version(),
+            "provider": self.info.settings["provider"],
+            "weights": self._weights.to_json(),
+        }
+
+    def close(self) -> None:
+        """See Engine.close."""
+        with self._lock:
+            graph, self._graph = self._graph, None
+            contexts = list(self._contexts)
+            shared, self._shared = self._shared, None
+        for context in contexts:
+            context.close()
+        if shared is not None:
+            shared.cache.close()
+        if graph is not None:
+            graph.close()
+
+
+def _refuse_foreign(config: LoadConfig) -> None:
+    """Refuse what is llama.cpp's.
+
+    Raises:
+        ConfigError: A setting is not at its default and means nothing here.
+    """
+    problems = {
+        "adapters": (bool(config.adapters), "Merge them when exporting: qwen-edge convert --adapter."),
+        f"kv_type={config.kv_type!r}": (
+            config.kv_type not in ("f16", "f32"),
+            "Its KV cache is always F32; leave kv_type out.",
+        ),
+        'flash_attention="on"': (config.flash_attention == "on", "Leave flash_attention out."),
+        'load_mode="mmap"': (config.load_mode == "mmap", "Leave load_mode out."),
+        "safe_kernels=True": (bool(config.safe_kernels), "Leave safe_kernels out."),
+    }
+    for name, (is_asked, hint) in problems.items():
+        if is_asked:
+            raise ConfigError(
+                f"{name} does not apply to an ONNX model: it is a setting of llama.cpp's", hint=hint
+            )
