@@ -39,6 +39,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_onnx",
         "async_call",
         "async_session",
         "cancellation",

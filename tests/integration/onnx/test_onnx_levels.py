@@ -12,7 +12,9 @@ from qwen_edge.errors import ConfigError
 from qwen_edge.files import sha256_file
 
 TINY = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
-TEXTS = [(TINY / "eval" / "prose.txt").read_text(encoding="utf-8")[start : start + 400] for start in (0, 4000)]
+TEXTS = [
+    (TINY / "eval" / "prose.txt").read_text(encoding="utf-8")[start : start + 400] for start in (0, 4000)
+]
 
 
 def levels(folder: Path) -> dict[str, int]:
