@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qwen_edge.convert.matching import DroppedTensor as DroppedTensor
     from qwen_edge.convert.onnx_export import OnnxReport as OnnxReport
     from qwen_edge.convert.onnx_export import export_onnx as export_onnx
+    from qwen_edge.convert.onnx_precision import GraphForm as GraphForm
     from qwen_edge.convert.onnx_precision import OnnxPrecision as OnnxPrecision
     from qwen_edge.convert.verification import VerificationReport as VerificationReport
     from qwen_edge.convert.verification import verify_file as verify_file
@@ -35,6 +36,7 @@ _MODULES = {
     "AdapterReport": "adapter_gguf",
     "ConversionReport": "conversion",
     "DroppedTensor": "matching",
+    "GraphForm": "onnx_precision",
     "OnnxPrecision": "onnx_precision",
     "OnnxReport": "onnx_export",
     "VerificationReport": "verification",
@@ -49,6 +51,7 @@ __all__ = [
     "AdapterReport",
     "ConversionReport",
     "DroppedTensor",
+    "GraphForm",
     "OnnxPrecision",
     "OnnxReport",
     "VerificationReport",

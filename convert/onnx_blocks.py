@@ -129,6 +129,18 @@ def dequantize_rows(blocks: Blocks, form: BlockFormat, columns: int) -> Array:
     return result
 
 
+def signed_levels(packed: NDArray[np.uint8], form: BlockFormat) -> NDArray[np.uint8]:
+    """Return levels as two's complement around the middle, where the format is symmetric: what ONNX calls INT4, INT8."""
+    if not form.symmetric:
+        return packed
+    return packed ^ np.uint8(0x88 if form.bits == 4 else 0x80)
+
+
+def joined_zeros(zeros: NDArray[np.uint8], form: BlockFormat, n_blocks: int) -> NDArray[np.uint8]:
+    """Return packed zero points without what fills a row's last byte: uint8 [ceil(rows * n_blocks * bits / 8)]."""
+    return _pack(_unpack(zeros, form.bits)[:, :n_blocks].reshape(-1), form.bits)
+
+
 def _in_blocks(rows: Array, form: BlockFormat) -> Array:
     """Return float32 [n, blocks, block_size], filled up with zeros."""
     n, columns = rows.shape
@@ -240,7 +252,7 @@ def _levels(blocks: Array, scales: NDArray[np.float16], zeros: Array | int, form
     return levels
 
 
-def _pack(levels: Array, bits: int) -> NDArray[np.uint8]:
+def _pack(levels: Array | NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack whole numbers along the last axis."""
     whole = levels.astype(np.uint8)
     if bits == 8:

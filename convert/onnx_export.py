@@ -30,7 +30,8 @@ from qwen_edge.convert.matching import DroppedTensor, match_tensors
 from qwen_edge.convert.onnx_data import DATA_NAME, DataFile
 from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
-from qwen_edge.convert.onnx_precision import OnnxPrecision
+from qwen_edge.convert.onnx_plain import build_plain_graph
+from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
@@ -85,6 +86,7 @@ def export_onnx(
     target: str | os.PathLike[str],
     *,
     precision: OnnxPrecision | None = None,
+    form: GraphForm | None = None,
     adapters: Sequence[AdapterLike] = (),
     importance: Importance | None = None,
     replace: bool = False,
@@ -99,6 +101,7 @@ def export_onnx(
         source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
         target: The folder to make.
         precision: Types of the weights; F32 by default.
+        form: Operators of the graph; ONNX Runtime's fused ones by default.
         adapters: PEFT adapters to merge, see `apply_adapters`.
         importance: For scales that are searched, see OnnxPrecision.rounding.
         replace: Replace an exported folder that is there already.
@@ -112,7 +115,8 @@ def export_onnx(
         OSError: A file cannot be read or written, or the disk is full.
     """
     started_s = time.monotonic()
-    precision = precision or OnnxPrecision()
+    form = form or GraphForm()
+    precision = form.precision_of(precision or OnnxPrecision())
     target = Path(target)
     _check_target(target, replace)
     checkpoint = open_checkpoint(source)
@@ -127,16 +131,21 @@ def export_onnx(
     found, dropped = match_tensors(checkpoint, config)
     vocabulary = read_vocabulary(checkpoint.folder, config.vocab_size, checkpoint.config)
     data = DataFile()
-    weights = plan_weights(config, {e.name: entry for e, entry in found}, precision, data, importance)
-    model = build_graph(config, weights, precision)
+    tensors = {expected.name: entry for expected, entry in found}
+    weights = plan_weights(config, tensors, precision, data, importance, is_plain=form.plain)
+    if form.plain:
+        model = build_plain_graph(config, weights, precision, form)
+    else:
+        model = build_graph(config, weights, precision)
     _check_free_space(target, data.n_bytes)
     graph = model.SerializeToString(deterministic=True)
     with atomic_folder(target) as part:
         (part / MODEL_NAME).write_bytes(graph)
         data.write(part / DATA_NAME, progress)
-        _write_side_files(part, checkpoint, config, vocabulary)
+        _write_side_files(part, checkpoint, config, vocabulary, form)
         settings = {
             "precision": asdict(precision),
+            "form": asdict(form),
             "has_importance": importance is not None,
             "adapters": [{"name": each.path.name, "scale": each.scale} for each in adapters],
         }
@@ -165,7 +174,9 @@ def export_onnx(
     )
 
 
-def _write_side_files(part: Path, checkpoint: Checkpoint, config: QwenConfig, vocabulary: Vocabulary) -> None:
+def _write_side_files(
+    part: Path, checkpoint: Checkpoint, config: QwenConfig, vocabulary: Vocabulary, form: GraphForm
+) -> None:
     for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, part / name)
@@ -175,7 +186,9 @@ def _write_side_files(part: Path, checkpoint: Checkpoint, config: QwenConfig, vo
     if template:
         (part / "chat_template.jinja").write_text(template, encoding="utf-8")
     generation = read_object_if_present(checkpoint.folder / "generation_config.json")
-    document = genai_config(config, generation, vocabulary.special_ids)
+    if form.fixed:
+        return  # onnxruntime-genai knows no fixed sizes.
+    document = genai_config(config, generation, vocabulary.special_ids, is_plain=form.plain)
     (part / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
