@@ -219,7 +219,8 @@ class _Best:
 def _extreme(blocks: Array) -> Array:
     """Return the weight of largest magnitude of each block, with its sign: float32 [n, blocks, 1]."""
     index = np.abs(blocks).argmax(axis=2, keepdims=True)
-    return np.take_along_axis(blocks, index, axis=2)
+    extreme: Array = np.take_along_axis(blocks, index, axis=2)
+    return extreme
 
 
 def _range(blocks: Array) -> tuple[Array, Array]:
@@ -230,7 +231,8 @@ def _range(blocks: Array) -> tuple[Array, Array]:
 
 def _zero_points(low: Array, scales: NDArray[np.float16], form: BlockFormat) -> Array:
     points = np.rint(-low * _inverse(scales))
-    return np.clip(points, 0, form.highest).astype(np.float32)
+    zeros: Array = np.clip(points, 0, form.highest).astype(np.float32)
+    return zeros
 
 
 def _stored(scales: Array) -> NDArray[np.float16]:

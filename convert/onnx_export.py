@@ -32,6 +32,7 @@ from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
 from qwen_edge.convert.onnx_plain import build_plain_graph
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
+from qwen_edge.convert.onnx_source import is_onnx_folder, open_onnx_folder
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
@@ -98,7 +99,8 @@ def export_onnx(
     temporary name and appears when it is complete.
 
     Args:
-        source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
+        source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it; or a folder
+            that was exported as F32 or F16.
         target: The folder to make.
         precision: Types of the weights; F32 by default.
         form: Operators of the graph; ONNX Runtime's fused ones by default.
@@ -119,7 +121,8 @@ def export_onnx(
     precision = form.precision_of(precision or OnnxPrecision())
     target = Path(target)
     _check_target(target, replace)
-    checkpoint = open_checkpoint(source)
+    folder = Path(source)
+    checkpoint = open_onnx_folder(folder) if is_onnx_folder(folder) else open_checkpoint(source)
     adapters = adapter_configs(adapters)
     checkpoint = apply_adapters(checkpoint, adapters) if adapters else checkpoint
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))

@@ -237,8 +237,10 @@ class Decoder:
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
         return [logits, *self._caches("present", "total_sequence_length")]
 
-    def _caches(self, prefix: str, length: str) -> list[ValueInfoProto]:
-        shape = ["batch_size", self.config.n_kv_heads, length, self.config.head_dim]
+    def _caches(
+        self, prefix: str, length: int | str, batch: int | str = "batch_size"
+    ) -> list[ValueInfoProto]:
+        shape = [batch, self.config.n_kv_heads, length, self.config.head_dim]
         return [
             helper.make_tensor_value_info(f"{prefix}.{layer}.{part}", TensorProto.FLOAT, shape)
             for layer in range(self.config.n_layers)

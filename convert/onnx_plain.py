@@ -211,18 +211,15 @@ class _PlainDecoder(Decoder):
             value("input_ids", TensorProto.INT64, [batch, tokens]),
             value("position_ids", TensorProto.INT64, [batch, tokens]),
             value("attention_mask", TensorProto.INT64, [batch, self._total()]),
-            *self._caches("past_key_values", self._size("past", "past_sequence_length")),
+            *self._caches("past_key_values", self._size("past", "past_sequence_length"), batch),
             value(POSITIONS, TensorProto.INT64, [1 if self.fixed else "logits_length"]),
         ]
 
     def _outputs(self) -> list[ValueInfoProto]:
-        shape = [
-            self._size("batch", "batch_size"),
-            1 if self.fixed else "logits_length",
-            self.config.vocab_size,
-        ]
+        batch = self._size("batch", "batch_size")
+        shape = [batch, 1 if self.fixed else "logits_length", self.config.vocab_size]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
-        return [logits, *self._caches("present", self._total())]
+        return [logits, *self._caches("present", self._total(), batch)]
 
     def _size(self, key: str, symbol: str) -> int | str:
         return self.fixed[key] if self.fixed else symbol

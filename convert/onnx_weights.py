@@ -25,7 +25,7 @@ LAYER_MATRICES: Mapping[str, tuple[str, ...]] = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
-_LAYER_NORMS: Mapping[str, str] = {
+LAYER_NORMS: Mapping[str, str] = {
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "post_attention_layernorm",
     "attn.q_norm": "self_attn.q_norm",
@@ -82,7 +82,7 @@ def plan_weights(
             if f"{sources[0]}.bias" in tensors:
                 biases = [tensors[f"{source}.bias"] for source in sources]
                 stored.vectors[f"{prefix}{path}.bias"] = data.add_floats(biases, is_half=False)
-        for path, name in _LAYER_NORMS.items():
+        for path, name in LAYER_NORMS.items():
             if f"{prefix}{name}.weight" in tensors:
                 norm = tensors[f"{prefix}{name}.weight"]
                 stored.vectors[prefix + path] = data.add_floats([norm], is_half=False)
