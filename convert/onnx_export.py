@@ -23,7 +23,7 @@ from typing import Any
 
 from qwen_edge.config import AdapterLike, adapter_configs
 from qwen_edge.convert.adapter_merge import apply_adapters
-from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
+from qwen_edge.convert.checkpoint import Checkpoint
 from qwen_edge.convert.inputs import input_records
 from qwen_edge.convert.json_files import read_object_if_present
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
@@ -32,7 +32,7 @@ from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
 from qwen_edge.convert.onnx_plain import build_plain_graph
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
-from qwen_edge.convert.onnx_source import is_onnx_folder, open_onnx_folder
+from qwen_edge.convert.onnx_source import open_source
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
@@ -55,6 +55,7 @@ class OnnxReport:
         path: The folder.
         architecture: "qwen2" or "qwen3".
         precision: Types of its weights.
+        form: Operators of its graph.
         size_bytes: Graph and weights.
         parameter_count: Weights, a tied head counted once.
         bits_per_weight: Of graph and weights together.
@@ -66,6 +67,7 @@ class OnnxReport:
     path: Path
     architecture: str
     precision: OnnxPrecision
+    form: GraphForm
     size_bytes: int
     parameter_count: int
     bits_per_weight: float
@@ -121,8 +123,7 @@ def export_onnx(
     precision = form.precision_of(precision or OnnxPrecision())
     target = Path(target)
     _check_target(target, replace)
-    folder = Path(source)
-    checkpoint = open_onnx_folder(folder) if is_onnx_folder(folder) else open_checkpoint(source)
+    checkpoint = open_source(source)
     adapters = adapter_configs(adapters)
     checkpoint = apply_adapters(checkpoint, adapters) if adapters else checkpoint
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
@@ -168,6 +169,7 @@ def export_onnx(
         path=target,
         architecture=config.architecture,
         precision=precision,
+        form=form,
         size_bytes=size_bytes,
         parameter_count=parameter_count,
         bits_per_weight=size_bytes * 8 / parameter_count,

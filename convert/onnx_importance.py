@@ -7,7 +7,7 @@ Source: arXiv 2210.17323 (GPTQ) takes the same diagonal of X X^T; llama.cpp's im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,6 @@ def measure_importance(
     tokens: Sequence[int],
     *,
     window: int = WINDOW_TOKENS,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Importance:
     """Run tokens through the reference forward pass, and average the squares of each matrix's inputs.
 
@@ -52,7 +51,6 @@ def measure_importance(
         checkpoint: The model.
         tokens: Of the calibration text; the first MAX_TOKENS count.
         window: Tokens of a sequence.
-        progress: Called with (done_layers, all_layers).
 
     Returns:
         For each matrix, by its name without "model.": float32 [columns]. The head's stands under "lm_head.weight", or
@@ -70,21 +68,14 @@ def measure_importance(
     model = Reference(checkpoint)
     used = list(tokens[:MAX_TOKENS])
     sums: dict[str, NDArray[np.float64]] = {}
-    layers_begun: set[str] = set()
 
     def observe(name: str, inputs: NDArray[np.float32]) -> None:
         sums[name] = sums.get(name, np.zeros(inputs.shape[1])) + np.square(inputs).sum(
             axis=0, dtype=np.float64
         )
-        layer = name.split(".")[1]
-        if progress is not None and layer not in layers_begun:
-            layers_begun.add(layer)
-            progress(len(layers_begun) - 1, model.config.n_layers)
 
     sequences = [used[start : start + window] for start in range(0, len(used), window)]
     states = model.hidden_states(sequences, observe)
     head = "embed_tokens.weight" if model.config.is_tied else "lm_head.weight"
     sums[head] = np.sum([np.square(state).sum(axis=0, dtype=np.float64) for state in states], axis=0)
-    if progress is not None:
-        progress(model.config.n_layers, model.config.n_layers)
     return {name: (total / len(used)).astype(np.float32) for name, total in sums.items()}

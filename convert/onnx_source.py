@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen_edge.convert.checkpoint import Checkpoint
+from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
 from qwen_edge.convert.json_files import read_object, shorten
 from qwen_edge.convert.onnx_data import DATA_NAME
 from qwen_edge.convert.onnx_graph import FACTS_KEY
@@ -35,6 +36,12 @@ _AGAIN = "Export the checkpoint again: qwen-edge convert CHECKPOINT --to onnx -o
 def is_onnx_folder(path: Path) -> bool:
     """Tell whether a path is a folder with an ONNX model in it, and no checkpoint."""
     return (path / GRAPH_NAME).is_file() and not any(path.glob("*.safetensors"))
+
+
+def open_source(source: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint, see open_checkpoint(), or an exported folder."""
+    folder = Path(source)
+    return open_onnx_folder(folder) if is_onnx_folder(folder) else open_checkpoint(source)
 
 
 def open_onnx_folder(folder: Path) -> Checkpoint:
