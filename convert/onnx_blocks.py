@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.errors import ConfigError
+from qwen_edge.errors import ConfigError, UnsupportedError
 
 BLOCK_SIZES = (32, 64, 128)
 Rounding = Literal["nearest", "search"]
@@ -107,8 +107,12 @@ def quantize_rows(
             levels by least squares and keeps the best: smaller error, several times as long.
         importance: For "search", what an error in each column costs: float32 [columns], such as the mean square of its
             inputs. None weighs an error by the square of its weight, as llama.cpp does.
+
+    Raises:
+        UnsupportedError: A weight is so large that its block's scale is beyond F16.
     """
     blocks = _in_blocks(rows, form)
+    _check_reach(blocks, form)
     if rounding == "nearest":
         levels, zeros, scales = (_nearest if form.symmetric else _nearest_with_zero)(blocks, form)
     else:
@@ -148,6 +152,20 @@ def _in_blocks(rows: Array, form: BlockFormat) -> Array:
     if missing:
         rows = np.pad(rows, ((0, 0), (0, missing)))
     return rows.reshape(n, -1, form.block_size)
+
+
+def _check_reach(blocks: Array, form: BlockFormat) -> None:
+    low, high = _range(blocks)
+    # In float64, where the range of two float32 numbers is finite.
+    scales = (high.astype(np.float64) - low) / form.highest
+    if form.symmetric:
+        scales = np.maximum(high, -low) / form.middle
+    if scales.size and scales.max() > np.finfo(np.float16).max:
+        raise UnsupportedError(
+            f"a block with a weight of {np.abs(blocks).max():.4g} needs a scale of {scales.max():.4g}, "
+            "beyond the largest F16 value, 65504",
+            hint="Export with --weights f32.",
+        )
 
 
 def _nearest(blocks: Array, form: BlockFormat) -> tuple[Array, Array, NDArray[np.float16]]:
@@ -236,8 +254,9 @@ def _zero_points(low: Array, scales: NDArray[np.float16], form: BlockFormat) -> 
 
 
 def _stored(scales: Array) -> NDArray[np.float16]:
-    """Round scales to what the file holds."""
-    return scales.astype(np.float16)
+    """Round scales to what the file holds; a candidate of the search may be beyond it, and is then never the best."""
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16)
 
 
 def _inverse(scales: NDArray[np.float16]) -> Array:

@@ -58,7 +58,7 @@ class _PlainDecoder(Decoder):
     is_plain = True
 
     def __init__(self, config: QwenConfig, weights: StoredWeights, form: GraphForm) -> None:
-        super().__init__(config, weights, _PlainBuilder())
+        super().__init__(config, weights, PlainBuilder())
         self.fixed = form.fixed
 
     def _facts(self, precision: OnnxPrecision) -> dict[str, object]:
@@ -228,7 +228,7 @@ class _PlainDecoder(Decoder):
         return self.fixed["past"] + self.fixed["tokens"] if self.fixed else "total_sequence_length"
 
 
-class _PlainBuilder(GraphBuilder):
+class PlainBuilder(GraphBuilder):
     """Matrices in operators of the standard."""
 
     def matmul(self, path: str, x: str, matrix: StoredMatrix, name: str, bias: str = "") -> str:

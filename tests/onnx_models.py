@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 Caches = dict[str, NDArray[np.float32]]
 
 
+def session(folder: Path) -> onnxruntime.InferenceSession:
+    """Return a session with one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+
 class OnnxModel:
     """One folder in a session with one thread."""
 
     def __init__(self, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self.session = session(folder)
         self.inputs = {each.name: each.shape for each in self.session.get_inputs()}
         self.outputs = {each.name: each.shape for each in self.session.get_outputs()}
         defaults = {each.name for each in self.session.get_overridable_initializers()}
