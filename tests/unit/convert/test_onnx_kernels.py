@@ -55,7 +55,9 @@ def write(folder: Path, graph: GraphBuilder, data: DataFile, inputs: list[Any], 
     data.write(folder / DATA_NAME)
 
 
-def stored(parts: list[NDArray[np.float32]], form: BlockFormat, data: DataFile, is_plain: bool) -> StoredMatrix:
+def stored(
+    parts: list[NDArray[np.float32]], form: BlockFormat, data: DataFile, is_plain: bool
+) -> StoredMatrix:
     sources = [ArraySource(part) for part in parts]
     levels, scales, zeros = data.add_blocks(sources, form, "nearest", None, is_plain=is_plain)
     rows = sum(map(len, parts))
