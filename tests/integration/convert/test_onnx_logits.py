@@ -83,13 +83,13 @@ def test_f32_is_the_trained_model(form: str, tmp_path: Path) -> None:
     assert np.abs(found[0] - expected).max() < TOLERANCE
 
 
-# Mean KLD in nat; measured 0.0003, 0.027 and 0.022 (fused), 0.0002, 0.026 and 0.021 (plain).
+# Mean KLD in nat; measured 0.00023, 0.0200 and 0.0174 (fused), 0.00008, 0.0173 and 0.0143 (plain).
 @pytest.mark.parametrize(
     ("kind", "limit"),
     [
-        ({"weights": "int8"}, 0.001),
-        ({"weights": "int4"}, 0.05),
-        ({"weights": "int4", "symmetric": False}, 0.04),
+        ({"weights": "int8"}, 0.0005),
+        ({"weights": "int4"}, 0.03),
+        ({"weights": "int4", "symmetric": False}, 0.025),
     ],
 )
 def test_both_forms_are_equally_close_to_the_trained_model(
@@ -104,7 +104,6 @@ def test_both_forms_are_equally_close_to_the_trained_model(
         found, _ = OnnxModel(tmp_path / name).run([tokens])
         comparison = compare_logits(expected[:-1], found[0][:-1], np.asarray(tokens[1:]))
         means.append(float(comparison.kld.mean()))
-    print(kind, means)
     assert max(means) < limit
     # The plain graph keeps inputs in float32 and, with int4, the embedding in 8 bits: it is no further off.
     assert means[1] < 1.05 * means[0]
