@@ -1,4 +1,4 @@
-"""Checkpoints to GGUF, and what a checkpoint computes.
+"""Checkpoints to GGUF and ONNX, and what a checkpoint computes.
 
 ::
 
@@ -7,7 +7,11 @@
                             ├─> qwen                 architecture parameters, tensor names and shapes
                             ├─> vocabulary           tokens, merges, special tokens, chat template
                             ├─> gguf_writer          header first, then one tensor after the other
+                            ├─> onnx_export          a folder: graph, weights, tokenizer
+                            │     onnx_weights       where each weight lies and as what (onnx_data, onnx_blocks)
+                            │     onnx_graph         in ONNX Runtime's operators; onnx_plain in the standard's
                             └─> reference            the forward pass in numpy, which verification compares a file with
+    exported folder ──────> onnx_source ──> checkpoint.Checkpoint  F32 and F16 only
     adapter folder ───────> adapter.Adapter ──> adapter_gguf       a file that acts beside the model
 
 The names below are imported when first used: `import qwen_edge.convert` loads nothing.

@@ -14,9 +14,11 @@ What differs in the file: symmetric blocks have signed levels without zero point
 before they are expanded, and Gather knows no 4-bit types: with a 4-bit head the embedding is stored apart in 8 bits.
 Inputs are not rounded to 8 bits, so OnnxPrecision.accuracy_level and .exact do not matter here.
 
-Fixed sizes make every shape a number, as compilers for NPUs want. A shorter prompt is padded at either end and a cache
-that is not full yet at its front, all with zeros in attention_mask; past keys and values that are masked must still be
-finite, such as zeros. The caller takes the last `tokens` rows of present for the new keys and values.
+Fixed sizes make every shape a number, as compilers for NPUs want. A shorter prompt and a cache that is not full yet are
+padded at their front, with zeros in attention_mask; past keys and values that are masked must still be finite, such as
+zeros. The caller takes the last `tokens` rows of present for the new keys and values. Padding may also stand at the end,
+where the runtime lets logits_positions be given: some, OpenVINO among them, take an input with a default for a constant,
+and so give the last token's logits.
 """
 
 from __future__ import annotations
