@@ -32,14 +32,22 @@ from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
 from qwen_edge.convert.onnx_plain import build_plain_graph
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
-from qwen_edge.convert.onnx_source import open_source
+from qwen_edge.convert.onnx_source import is_onnx_folder, open_source
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.files import atomic_folder, existing_folder
 from qwen_edge.hub import origin_of
-from qwen_edge.manifest import FileRecord, Manifest, records_of, tool_versions, write_manifest
+from qwen_edge.manifest import (
+    FileRecord,
+    Manifest,
+    Origin,
+    read_manifest,
+    records_of,
+    tool_versions,
+    write_manifest,
+)
 
 MODEL_NAME = "model.onnx"
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -157,7 +165,7 @@ def export_onnx(
         manifest = Manifest(
             action="convert",
             artefact=FileRecord.of(part / DATA_NAME),
-            origin=origin_of(checkpoint.folder),
+            origin=_origin(checkpoint.folder),
             inputs=input_records(checkpoint, [each.path for each in adapters]),
             settings={**settings, "files": [asdict(record) for record in files]},
             tools=tool_versions("onnx", "numpy"),
@@ -177,6 +185,15 @@ def export_onnx(
         duration_s=time.monotonic() - started_s,
         adapters=tuple(each.path for each in adapters),
     )
+
+
+def _origin(folder: Path) -> Origin:
+    """Return where a checkpoint comes from; an exported folder hands on what its own manifest says."""
+    manifest = read_manifest(folder) if is_onnx_folder(folder) else None
+    if manifest is None or manifest.artefact is None:
+        return origin_of(folder)
+    is_whole = (folder / DATA_NAME).stat().st_size == manifest.artefact.size_bytes
+    return manifest.origin if is_whole else origin_of(folder)
 
 
 def _write_side_files(

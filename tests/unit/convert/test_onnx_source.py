@@ -17,7 +17,9 @@ from qwen_edge.convert.checkpoint import open_checkpoint
 from qwen_edge.convert.onnx_source import is_onnx_folder, open_onnx_folder
 from qwen_edge.convert.rows import read_tensor
 from qwen_edge.errors import CheckpointError, FormatError, UnsupportedError
+from qwen_edge.manifest import FileRecord, Manifest, Origin, read_manifest, write_manifest
 from tests import synthetic
+from tests.adapters import write_adapter
 from tests.golden.checkpoints import CHECKPOINTS
 
 
@@ -39,6 +41,32 @@ def test_f32_gives_the_bytes_that_the_checkpoint_gives(name: str, is_plain: bool
         export_onnx(checkpoint, tmp_path / "direct", precision=precision, replace=True)
         export_onnx(tmp_path / "f32", tmp_path / "twice", precision=precision, replace=True)
         assert contents(tmp_path / "twice") == contents(tmp_path / "direct")
+
+
+def test_adapters_merge_into_an_exported_folder_as_into_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS["qwen3"](tmp_path / "c")
+    adapter = tmp_path / "adapter"
+    write_adapter(adapter, checkpoint)
+    export_onnx(checkpoint, tmp_path / "f32")
+    export_onnx(checkpoint, tmp_path / "direct", adapters=[adapter])
+    export_onnx(tmp_path / "f32", tmp_path / "twice", adapters=[adapter])
+    assert contents(tmp_path / "twice") == contents(tmp_path / "direct")
+    assert contents(tmp_path / "direct")["model.onnx.data"] != contents(tmp_path / "f32")["model.onnx.data"]
+
+
+def test_the_origin_is_handed_on(tmp_path: Path) -> None:
+    checkpoint = CHECKPOINTS["qwen3"](tmp_path / "c")
+    origin = Origin(kind="huggingface", location="Qwen/Tiny", revision="0" * 40)
+    record = FileRecord.of(checkpoint / "model.safetensors", checkpoint)
+    write_manifest(
+        checkpoint, Manifest(action="pull", artefact=None, origin=origin, inputs=(record,), settings={})
+    )
+    export_onnx(checkpoint, tmp_path / "f32")
+    export_onnx(tmp_path / "f32", tmp_path / "int4", precision=OnnxPrecision(weights="int4"))
+    manifest = read_manifest(tmp_path / "int4")
+    assert manifest is not None
+    assert manifest.origin == origin
+    assert {record.name for record in manifest.inputs} >= {"model.onnx.data", "config.json", "tokenizer.json"}
 
 
 @pytest.mark.parametrize(("weights", "dtype"), [("f32", "F32"), ("f16", "F16")])
