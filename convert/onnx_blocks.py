@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.errors import ConfigError
+from qwen_edge.errors import ConfigError, UnsupportedError
 
 BLOCK_SIZES = (32, 64, 128)
 Rounding = Literal["nearest", "search"]
@@ -107,8 +107,12 @@ def quantize_rows(
             levels by least squares and keeps the best: smaller error, several times as long.
         importance: For "search", what an error in each column costs: float32 [columns], such as the mean square of its
             inputs. None weighs an error by the square of its weight, as llama.cpp does.
+
+    Raises:
+        UnsupportedError: A weight is so large that its block's scale is beyond F16.
     """
     blocks = _in_blocks(rows, form)
+    _check_reach(blocks, form)
     if rounding == "nearest":
         levels, zeros, scales = (_nearest if form.symmetric else _nearest_with_zero)(blocks, form)
     else:
@@ -129,6 +133,18 @@ def dequantize_rows(blocks: Blocks, form: BlockFormat, columns: int) -> Array:
     return result
 
 
+def signed_levels(packed: NDArray[np.uint8], form: BlockFormat) -> NDArray[np.uint8]:
+    """Return levels as two's complement around the middle, where the format is symmetric: what ONNX calls INT4, INT8."""
+    if not form.symmetric:
+        return packed
+    return packed ^ np.uint8(0x88 if form.bits == 4 else 0x80)
+
+
+def joined_zeros(zeros: NDArray[np.uint8], form: BlockFormat, n_blocks: int) -> NDArray[np.uint8]:
+    """Return packed zero points without what fills a row's last byte: uint8 [ceil(rows * n_blocks * bits / 8)]."""
+    return _pack(_unpack(zeros, form.bits)[:, :n_blocks].reshape(-1), form.bits)
+
+
 def _in_blocks(rows: Array, form: BlockFormat) -> Array:
     """Return float32 [n, blocks, block_size], filled up with zeros."""
     n, columns = rows.shape
@@ -136,6 +152,20 @@ def _in_blocks(rows: Array, form: BlockFormat) -> Array:
     if missing:
         rows = np.pad(rows, ((0, 0), (0, missing)))
     return rows.reshape(n, -1, form.block_size)
+
+
+def _check_reach(blocks: Array, form: BlockFormat) -> None:
+    low, high = _range(blocks)
+    # In float64, where the range of two float32 numbers is finite.
+    scales = (high.astype(np.float64) - low) / form.highest
+    if form.symmetric:
+        scales = np.maximum(high, -low) / form.middle
+    if scales.size and scales.max() > np.finfo(np.float16).max:
+        raise UnsupportedError(
+            f"a block with a weight of {np.abs(blocks).max():.4g} needs a scale of {scales.max():.4g}, "
+            "beyond the largest F16 value, 65504",
+            hint="Export with --weights f32.",
+        )
 
 
 def _nearest(blocks: Array, form: BlockFormat) -> tuple[Array, Array, NDArray[np.float16]]:
@@ -207,7 +237,8 @@ class _Best:
 def _extreme(blocks: Array) -> Array:
     """Return the weight of largest magnitude of each block, with its sign: float32 [n, blocks, 1]."""
     index = np.abs(blocks).argmax(axis=2, keepdims=True)
-    return np.take_along_axis(blocks, index, axis=2)
+    extreme: Array = np.take_along_axis(blocks, index, axis=2)
+    return extreme
 
 
 def _range(blocks: Array) -> tuple[Array, Array]:
@@ -223,8 +254,9 @@ def _zero_points(low: Array, scales: NDArray[np.float16], form: BlockFormat) -> 
 
 
 def _stored(scales: Array) -> NDArray[np.float16]:
-    """Round scales to what the file holds."""
-    return scales.astype(np.float16)
+    """Round scales to what the file holds; a candidate of the search may be beyond it, and is then never the best."""
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16)
 
 
 def _inverse(scales: NDArray[np.float16]) -> Array:
@@ -242,7 +274,7 @@ def _levels(blocks: Array, scales: NDArray[np.float16], zeros: Array | int, form
     return levels
 
 
-def _pack(levels: Array, bits: int) -> NDArray[np.uint8]:
+def _pack(levels: Array | NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack whole numbers along the last axis."""
     whole = levels.astype(np.uint8)
     if bits == 8:

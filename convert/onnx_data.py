@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.convert.onnx_blocks import BlockFormat, Rounding, quantize_rows
+from qwen_edge.convert.onnx_blocks import BlockFormat, Rounding, joined_zeros, quantize_rows, signed_levels
 from qwen_edge.convert.rows import row_slices
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import MissingExtraError, UnsupportedError
@@ -33,6 +33,13 @@ _LARGE_BYTES = 1 << 20
 # Rows that are read at a time: quantizing takes about ten times as much memory.
 _SLICE_BYTES = 4 << 20
 
+# (bits, symmetric) -> type of levels in a plain graph.
+_PLAIN_TYPES = {
+    (4, True): TensorProto.INT4,
+    (4, False): TensorProto.UINT4,
+    (8, True): TensorProto.INT8,
+    (8, False): TensorProto.UINT8,
+}
 _ITEM_BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.UINT8: 1}
 
 
@@ -118,32 +125,69 @@ class DataFile:
         form: BlockFormat,
         rounding: Rounding,
         importance: NDArray[np.float32] | None,
+        *,
+        is_plain: bool = False,
     ) -> tuple[Region, Region, Region | None]:
         """Set matrices of equal width, one below the other, aside as blocks of few bits.
+
+        Args:
+            sources: The matrices.
+            form: Bits and block size.
+            rounding: How levels are chosen.
+            importance: See quantize_rows().
+            is_plain: As DequantizeLinear of the ONNX standard reads them, instead of MatMulNBits: levels and zero points
+                are tensors of 4 or 8 bit numbers, signed in a symmetric format.
 
         Returns:
             Levels, scales (F16) and, in a format that has them, zero points.
         """
         n_rows, columns = _stacked(sources)
-        levels = self.reserve(TensorProto.UINT8, form.packed_shape(n_rows, columns))
-        scales = self.reserve(TensorProto.FLOAT16, (n_rows, form.blocks(columns)))
-        zeros = None if form.symmetric else self.reserve(TensorProto.UINT8, form.zeros_shape(n_rows, columns))
+        if is_plain:
+            levels, scales, zeros = self._reserve_plain(form, n_rows, columns)
+        else:
+            levels = self.reserve(TensorProto.UINT8, form.packed_shape(n_rows, columns))
+            scales = self.reserve(TensorProto.FLOAT16, (n_rows, form.blocks(columns)))
+            zeros = (
+                None if form.symmetric else self.reserve(TensorProto.UINT8, form.zeros_shape(n_rows, columns))
+            )
 
         def fill(file: BinaryIO, done: Callable[[int], None]) -> None:
             cursors = [levels.offset, scales.offset, zeros.offset if zeros is not None else 0]
+
+            def put(index: int, array: NDArray[np.uint8] | NDArray[np.float16]) -> None:
+                file.seek(cursors[index])
+                file.write(np.ascontiguousarray(array).data)
+                cursors[index] += array.nbytes
+                done(array.nbytes)
+
+            # Rows of zero points may end within a byte in a tensor of 4-bit numbers, so these are packed at the end.
+            zero_rows: list[NDArray[np.uint8]] = []
             for source in sources:
                 for _, rows in row_slices(source, _SLICE_BYTES):
                     blocks = quantize_rows(rows, form, rounding, importance)
-                    for index, array in enumerate((blocks.packed, blocks.scales, blocks.zeros)):
-                        if array is None:
-                            continue
-                        file.seek(cursors[index])
-                        file.write(np.ascontiguousarray(array).data)
-                        cursors[index] += array.nbytes
-                        done(array.nbytes)
+                    put(0, signed_levels(blocks.packed, form) if is_plain else blocks.packed)
+                    put(1, blocks.scales)
+                    if blocks.zeros is not None and not is_plain:
+                        put(2, blocks.zeros)
+                    elif blocks.zeros is not None:
+                        zero_rows.append(blocks.zeros)
+            if zero_rows:
+                put(2, joined_zeros(np.concatenate(zero_rows), form, form.blocks(columns)))
 
         self._passes.append(fill)
         return levels, scales, zeros
+
+    def _reserve_plain(
+        self, form: BlockFormat, n_rows: int, columns: int
+    ) -> tuple[Region, Region, Region | None]:
+        n_blocks = form.blocks(columns)
+        kind = _PLAIN_TYPES[form.bits, form.symmetric]
+        count = n_rows * n_blocks * form.block_size
+        levels = self.reserve(kind, (n_rows, n_blocks * form.block_size), count * form.bits // 8)
+        scales = self.reserve(TensorProto.FLOAT16, (n_rows, n_blocks))
+        if form.symmetric:
+            return levels, scales, None
+        return levels, scales, self.reserve(kind, (n_rows, n_blocks), -(-n_rows * n_blocks * form.bits // 8))
 
     def write(self, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Write the file.
@@ -182,6 +226,6 @@ def _half(rows: NDArray[np.float32], source: TensorSource) -> NDArray[np.float16
     if not np.isfinite(half).all():
         raise UnsupportedError(
             f"{source.name!r} holds a weight of {np.abs(rows).max():.4g}, beyond the largest F16 value, 65504",
-            hint="Export with --dtype f32, or with int8 or int4 weights.",
+            hint="Export with --weights f32, or with int8 or int4 weights.",
         )
     return half

@@ -23,21 +23,31 @@ from typing import Any
 
 from qwen_edge.config import AdapterLike, adapter_configs
 from qwen_edge.convert.adapter_merge import apply_adapters
-from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
+from qwen_edge.convert.checkpoint import Checkpoint
 from qwen_edge.convert.inputs import input_records
 from qwen_edge.convert.json_files import read_object_if_present
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
 from qwen_edge.convert.onnx_data import DATA_NAME, DataFile
 from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
-from qwen_edge.convert.onnx_precision import OnnxPrecision
+from qwen_edge.convert.onnx_plain import build_plain_graph
+from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
+from qwen_edge.convert.onnx_source import is_onnx_folder, open_source
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.files import atomic_folder, existing_folder
 from qwen_edge.hub import origin_of
-from qwen_edge.manifest import FileRecord, Manifest, records_of, tool_versions, write_manifest
+from qwen_edge.manifest import (
+    FileRecord,
+    Manifest,
+    Origin,
+    read_manifest,
+    records_of,
+    tool_versions,
+    write_manifest,
+)
 
 MODEL_NAME = "model.onnx"
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -53,6 +63,7 @@ class OnnxReport:
         path: The folder.
         architecture: "qwen2" or "qwen3".
         precision: Types of its weights.
+        form: Operators of its graph.
         size_bytes: Graph and weights.
         parameter_count: Weights, a tied head counted once.
         bits_per_weight: Of graph and weights together.
@@ -64,6 +75,7 @@ class OnnxReport:
     path: Path
     architecture: str
     precision: OnnxPrecision
+    form: GraphForm
     size_bytes: int
     parameter_count: int
     bits_per_weight: float
@@ -85,6 +97,7 @@ def export_onnx(
     target: str | os.PathLike[str],
     *,
     precision: OnnxPrecision | None = None,
+    form: GraphForm | None = None,
     adapters: Sequence[AdapterLike] = (),
     importance: Importance | None = None,
     replace: bool = False,
@@ -96,9 +109,11 @@ def export_onnx(
     temporary name and appears when it is complete.
 
     Args:
-        source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it.
+        source: A checkpoint folder, or one .safetensors file with config.json and tokenizer.json beside it; or a folder
+            that was exported as F32 or F16.
         target: The folder to make.
         precision: Types of the weights; F32 by default.
+        form: Operators of the graph; ONNX Runtime's fused ones by default.
         adapters: PEFT adapters to merge, see `apply_adapters`.
         importance: For scales that are searched, see OnnxPrecision.rounding.
         replace: Replace an exported folder that is there already.
@@ -112,10 +127,11 @@ def export_onnx(
         OSError: A file cannot be read or written, or the disk is full.
     """
     started_s = time.monotonic()
-    precision = precision or OnnxPrecision()
+    form = form or GraphForm()
+    precision = form.precision_of(precision or OnnxPrecision())
     target = Path(target)
     _check_target(target, replace)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_source(source)
     adapters = adapter_configs(adapters)
     checkpoint = apply_adapters(checkpoint, adapters) if adapters else checkpoint
     config = parse_config(checkpoint.config, str(checkpoint.folder / "config.json"))
@@ -127,16 +143,21 @@ def export_onnx(
     found, dropped = match_tensors(checkpoint, config)
     vocabulary = read_vocabulary(checkpoint.folder, config.vocab_size, checkpoint.config)
     data = DataFile()
-    weights = plan_weights(config, {e.name: entry for e, entry in found}, precision, data, importance)
-    model = build_graph(config, weights, precision)
+    tensors = {expected.name: entry for expected, entry in found}
+    weights = plan_weights(config, tensors, precision, data, importance, is_plain=form.plain)
+    if form.plain:
+        model = build_plain_graph(config, weights, precision, form)
+    else:
+        model = build_graph(config, weights, precision)
     _check_free_space(target, data.n_bytes)
     graph = model.SerializeToString(deterministic=True)
     with atomic_folder(target) as part:
         (part / MODEL_NAME).write_bytes(graph)
         data.write(part / DATA_NAME, progress)
-        _write_side_files(part, checkpoint, config, vocabulary)
+        _write_side_files(part, checkpoint, config, vocabulary, form)
         settings = {
             "precision": asdict(precision),
+            "form": asdict(form),
             "has_importance": importance is not None,
             "adapters": [{"name": each.path.name, "scale": each.scale} for each in adapters],
         }
@@ -144,7 +165,7 @@ def export_onnx(
         manifest = Manifest(
             action="convert",
             artefact=FileRecord.of(part / DATA_NAME),
-            origin=origin_of(checkpoint.folder),
+            origin=_origin(checkpoint.folder),
             inputs=input_records(checkpoint, [each.path for each in adapters]),
             settings={**settings, "files": [asdict(record) for record in files]},
             tools=tool_versions("onnx", "numpy"),
@@ -156,6 +177,7 @@ def export_onnx(
         path=target,
         architecture=config.architecture,
         precision=precision,
+        form=form,
         size_bytes=size_bytes,
         parameter_count=parameter_count,
         bits_per_weight=size_bytes * 8 / parameter_count,
@@ -165,7 +187,18 @@ def export_onnx(
     )
 
 
-def _write_side_files(part: Path, checkpoint: Checkpoint, config: QwenConfig, vocabulary: Vocabulary) -> None:
+def _origin(folder: Path) -> Origin:
+    """Return where a checkpoint comes from; an exported folder hands on what its own manifest says."""
+    manifest = read_manifest(folder) if is_onnx_folder(folder) else None
+    if manifest is None or manifest.artefact is None:
+        return origin_of(folder)
+    is_whole = (folder / DATA_NAME).stat().st_size == manifest.artefact.size_bytes
+    return manifest.origin if is_whole else origin_of(folder)
+
+
+def _write_side_files(
+    part: Path, checkpoint: Checkpoint, config: QwenConfig, vocabulary: Vocabulary, form: GraphForm
+) -> None:
     for name in _COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, part / name)
@@ -175,7 +208,9 @@ def _write_side_files(part: Path, checkpoint: Checkpoint, config: QwenConfig, vo
     if template:
         (part / "chat_template.jinja").write_text(template, encoding="utf-8")
     generation = read_object_if_present(checkpoint.folder / "generation_config.json")
-    document = genai_config(config, generation, vocabulary.special_ids)
+    if form.fixed:
+        return  # onnxruntime-genai knows no fixed sizes.
+    document = genai_config(config, generation, vocabulary.special_ids, is_plain=form.plain)
     (part / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

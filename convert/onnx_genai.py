@@ -17,7 +17,7 @@ _SEARCH_KEYS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalt
 
 
 def genai_config(
-    config: QwenConfig, generation: dict[str, Any], special_ids: dict[str, int]
+    config: QwenConfig, generation: dict[str, Any], special_ids: dict[str, int], *, is_plain: bool = False
 ) -> dict[str, Any]:
     """Return the document.
 
@@ -25,6 +25,7 @@ def genai_config(
         config: Of the model.
         generation: generation_config.json, {} where there is none.
         special_ids: Kind ("bos", "eos", "pad") to token, from the tokenizer.
+        is_plain: The graph takes positions, and joins its cache instead of writing in place.
     """
     ends = end_tokens(generation, special_ids)
     model: dict[str, Any] = {
@@ -56,10 +57,12 @@ def genai_config(
     }
     if "bos" in special_ids:
         model["bos_token_id"] = special_ids["bos"]
+    if is_plain:
+        model["decoder"]["inputs"]["position_ids"] = "position_ids"
     search = {key: generation[key] for key in _SEARCH_KEYS if key in generation}
     return {
         "model": model,
-        "search": {"max_length": config.n_ctx_train, "past_present_share_buffer": True, **search},
+        "search": {"max_length": config.n_ctx_train, "past_present_share_buffer": not is_plain, **search},
     }
 
 

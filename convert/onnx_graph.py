@@ -45,33 +45,31 @@ def build_graph(config: QwenConfig, weights: StoredWeights, precision: OnnxPreci
     capacity, head_dim]. Outputs: logits float32 [batch, positions, vocab]; present.N.key and .value, which may be the
     same buffers as the inputs.
     """
-    return _Decoder(config, weights).build(precision)
+    return Decoder(config, weights).build(precision)
 
 
-class _Decoder:
-    def __init__(self, config: QwenConfig, weights: StoredWeights) -> None:
+class Decoder:
+    """The graph in the making; onnx_plain.py says in other operators what is one node here."""
+
+    is_plain = False
+
+    def __init__(self, config: QwenConfig, weights: StoredWeights, graph: GraphBuilder | None = None) -> None:
         self.config = config
         self.weights = weights
-        self.graph = GraphBuilder()
+        self.graph = graph or GraphBuilder()
 
     def build(self, precision: OnnxPrecision) -> ModelProto:
+        """Return the model."""
         config, graph = self.config, self.graph
-        past, total = self._lengths()
-        cosine, sine = rope_tables(graph, config)
+        shared = self._shared()
         graph.constant(POSITIONS, [-1])
         embedding = self.weights.matrices["embed_tokens"]
         name = "lm_head" if embedding is self.weights.matrices["lm_head"] else "embed_tokens"
         x = graph.gather_rows("/model/embed_tokens", "input_ids", embedding, name)
-        normed = graph.node(
-            "SimplifiedLayerNormalization",
-            "/model/layers.0/input_layernorm",
-            [x, self._vector("layers.0.input_layernorm")],
-            axis=-1,
-            epsilon=config.rms_norm_eps,
-        )
+        normed = self._norm("/model/layers.0/input_layernorm", x, self._vector("layers.0.input_layernorm"))
         for layer in range(config.n_layers):
             is_last = layer == config.n_layers - 1
-            mixed = self._attention(layer, normed, past, total, cosine, sine)
+            mixed = self._attention(layer, normed, shared)
             if is_last:
                 mixed = self._picked("/model/layers.last/attn", mixed)
                 x = self._picked("/model/layers.last/residual", x)
@@ -86,9 +84,16 @@ class _Decoder:
             config.architecture,
             self._inputs(),
             self._outputs(),
-            is_plain=False,
-            properties={FACTS_KEY: json.dumps(facts(config, precision, is_plain=False), sort_keys=True)},
+            is_plain=self.is_plain,
+            properties={FACTS_KEY: json.dumps(self._facts(precision), sort_keys=True)},
         )
+
+    def _facts(self, precision: OnnxPrecision) -> dict[str, object]:
+        return facts(self.config, precision, is_plain=self.is_plain)
+
+    def _shared(self) -> tuple[str, ...]:
+        """Emit what the attention of every layer takes: lengths, cosines and sines."""
+        return *self._lengths(), *rope_tables(self.graph, self.config)
 
     def _lengths(self) -> tuple[str, str]:
         """Emit what GroupQueryAttention wants to know of lengths.
@@ -107,7 +112,7 @@ class _Decoder:
         longest = graph.node("Gather", f"{path}/Gather", [shape, graph.constant("one_scalar", 1)], axis=0)
         return past, graph.node("Cast", f"{path}/total/Cast", [longest], to=TensorProto.INT32)
 
-    def _attention(self, layer: int, x: str, past: str, total: str, cosine: str, sine: str) -> str:
+    def _attention(self, layer: int, x: str, shared: tuple[str, ...]) -> str:
         """Emit self-attention up to the heads' mixed values.
 
         ::
@@ -122,17 +127,19 @@ class _Decoder:
         packed = self._matmul(f"layers.{layer}.attn.qkv_proj", x)
         query, key, value = packed, "", ""
         if config.architecture == "qwen3":
-            sizes = [count * config.head_dim for count in (config.n_heads, *[config.n_kv_heads] * 2)]
-            parts = [f"{path}/Split/{name}" for name in ("q", "k", "v")]
-            lengths = graph.constant("qkv_sizes", sizes)
-            graph.node("Split", f"{path}/Split", [packed, lengths], outputs=parts, axis=-1)
-            query = self._head_norm(layer, "q_norm", parts[0])
-            key, value = self._head_norm(layer, "k_norm", parts[1]), parts[2]
+            query, key, value = self._split_heads(path, packed)
+            rows = graph.constant("rows_shape", [0, 0, -1])
+            query, key = (
+                graph.node(
+                    "Reshape", f"{path}/{name}/Reshape_rows", [self._head_norm(layer, name, part), rows]
+                )
+                for name, part in (("q_norm", query), ("k_norm", key))
+            )
         kept = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         return graph.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
-            [query, key, value, *kept, past, total, cosine, sine],
+            [query, key, value, *kept, *shared],
             outputs=[
                 f"{path}/GroupQueryAttention/output",
                 *[f"present.{layer}.{part}" for part in ("key", "value")],
@@ -144,20 +151,31 @@ class _Decoder:
             do_rotary=1,
         )
 
-    def _head_norm(self, layer: int, name: str, x: str) -> str:
-        """Emit the RMS norm of each head: Reshape to heads, norm, Reshape back. The CPU kernel of attention has none."""
-        graph, path = self.graph, f"/model/layers.{layer}/attn/{name}"
-        heads = graph.constant("heads_shape", [0, 0, -1, self.config.head_dim])
-        split = graph.node("Reshape", f"{path}/Reshape_heads", [x, heads])
-        normed = graph.node(
-            "SimplifiedLayerNormalization",
-            f"{path}/SimplifiedLayerNormalization",
-            [split, self._vector(f"layers.{layer}.attn.{name}")],
-            axis=-1,
-            epsilon=self.config.rms_norm_eps,
+    def _split_heads(self, path: str, packed: str) -> list[str]:
+        """Cut the product of qkv_proj into queries, keys and values: float32 [batch, tokens, heads * head_dim]."""
+        config, graph = self.config, self.graph
+        sizes = [count * config.head_dim for count in (config.n_heads, *[config.n_kv_heads] * 2)]
+        parts = [f"{path}/Split/{name}" for name in ("q", "k", "v")]
+        graph.node(
+            "Split", f"{path}/Split", [packed, graph.constant("qkv_sizes", sizes)], outputs=parts, axis=-1
         )
-        return graph.node(
-            "Reshape", f"{path}/Reshape_rows", [normed, graph.constant("rows_shape", [0, 0, -1])]
+        return parts
+
+    def _heads(self, path: str, x: str) -> str:
+        """Give each head a row: float32 [batch, tokens, heads, head_dim]."""
+        shape = self.graph.constant("heads_shape", [0, 0, -1, self.config.head_dim])
+        return self.graph.node("Reshape", f"{path}/Reshape_heads", [x, shape])
+
+    def _head_norm(self, layer: int, name: str, x: str) -> str:
+        """Emit the RMS norm of each head, which the CPU kernel of attention has not: [batch, tokens, heads, head_dim]."""
+        path = f"/model/layers.{layer}/attn/{name}"
+        weight = self._vector(f"layers.{layer}.attn.{name}")
+        return self._norm(f"{path}/SimplifiedLayerNormalization", self._heads(path, x), weight)
+
+    def _norm(self, path: str, x: str, weight: str) -> str:
+        """Emit the RMS norm over the last axis."""
+        return self.graph.node(
+            "SimplifiedLayerNormalization", path, [x, weight], axis=-1, epsilon=self.config.rms_norm_eps
         )
 
     def _feed_forward(self, layer: int, x: str) -> str:
@@ -219,8 +237,10 @@ class _Decoder:
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
         return [logits, *self._caches("present", "total_sequence_length")]
 
-    def _caches(self, prefix: str, length: str) -> list[ValueInfoProto]:
-        shape = ["batch_size", self.config.n_kv_heads, length, self.config.head_dim]
+    def _caches(
+        self, prefix: str, length: int | str, batch: int | str = "batch_size"
+    ) -> list[ValueInfoProto]:
+        shape = [batch, self.config.n_kv_heads, length, self.config.head_dim]
         return [
             helper.make_tensor_value_info(f"{prefix}.{layer}.{part}", TensorProto.FLOAT, shape)
             for layer in range(self.config.n_layers)

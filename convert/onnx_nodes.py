@@ -184,11 +184,15 @@ class GraphBuilder:
         )
         if n_blocks * form.block_size == matrix.columns:
             return found
+        return self.sliced(f"{path}/Slice", found, name, matrix.columns)
+
+    def sliced(self, path: str, x: str, name: str, columns: int) -> str:
+        """Keep the first columns: [..., columns]."""
         ends = [
             self.constant(f"{name}.{key}", value)
-            for key, value in (("first", [0]), ("end", [matrix.columns]), ("axis", [-1]))
+            for key, value in (("first", [0]), ("end", [columns]), ("axis", [-1]))
         ]
-        return self.node("Slice", f"{path}/Slice", [found, *ends])
+        return self.node("Slice", path, [x, *ends])
 
     def model(
         self,

@@ -1,8 +1,9 @@
-"""What the weights of an ONNX model are stored as."""
+"""What the weights of an ONNX model are stored as, and in which operators its graph is written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qwen_edge.convert.onnx_blocks import ROUNDINGS, BlockFormat, Rounding
@@ -77,3 +78,42 @@ class OnnxPrecision:
         dotted = path.replace("/", ".")
         is_exact = any(dotted.endswith("." + end) for end in self.exact)
         return 0 if bits == 4 and is_exact else 4 if bits == 8 else self.accuracy_level
+
+
+FIXED_SIZES = ("batch", "tokens", "past")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphForm:
+    """The operators of a graph.
+
+    Attributes:
+        plain: Operators of the ONNX standard only, for other runtimes; else ONNX Runtime's fused ones, which are faster
+            there and keep the cache in place.
+        fixed: In a plain graph, the sizes of its inputs: {"batch": 1, "tokens": 64, "past": 1024}. None leaves them open.
+    """
+
+    plain: bool = False
+    fixed: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fixed is None:
+            return
+        if not self.plain:
+            raise ConfigError(
+                "fixed sizes go with a plain graph: the fused one grows its cache in place",
+                hint="Ask for plain operators too: GraphForm(plain=True, ...), --opset-only.",
+            )
+        if set(self.fixed) != set(FIXED_SIZES):
+            raise ConfigError(
+                f"fixed sizes are {', '.join(FIXED_SIZES)} (not {', '.join(map(str, self.fixed)) or 'none'})"
+            )
+        for name, value in self.fixed.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+                raise ConfigError(f"the fixed size {name} must be a whole number above 0 (not {value!r})")
+
+    def precision_of(self, precision: OnnxPrecision) -> OnnxPrecision:
+        """Return the types that a graph of this form can hold: a plain one looks up no rows of 4 bits."""
+        if self.plain and precision.type_of("embedding") == "int4":
+            return replace(precision, embedding="int8")
+        return precision

@@ -25,7 +25,7 @@ LAYER_MATRICES: Mapping[str, tuple[str, ...]] = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
-_LAYER_NORMS: Mapping[str, str] = {
+LAYER_NORMS: Mapping[str, str] = {
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "post_attention_layernorm",
     "attn.q_norm": "self_attn.q_norm",
@@ -53,6 +53,8 @@ def plan_weights(
     precision: OnnxPrecision,
     data: DataFile,
     importance: Importance | None = None,
+    *,
+    is_plain: bool = False,
 ) -> StoredWeights:
     """Lay all weights out.
 
@@ -62,9 +64,10 @@ def plan_weights(
         precision: Types.
         data: Receives the layout; nothing is read yet.
         importance: For the search of scales.
+        is_plain: For a graph of the standard's operators.
     """
     stored = StoredWeights()
-    store = _Storing(precision, data, tensors, importance or {})
+    store = _Storing(precision, data, tensors, importance or {}, is_plain)
     head = "embed_tokens" if config.is_tied else "lm_head"
     stored.matrices["lm_head"] = store.matrix("lm_head", (head,), "head")
     if config.is_tied and precision.type_of("embedding") == precision.type_of("head"):
@@ -79,7 +82,7 @@ def plan_weights(
             if f"{sources[0]}.bias" in tensors:
                 biases = [tensors[f"{source}.bias"] for source in sources]
                 stored.vectors[f"{prefix}{path}.bias"] = data.add_floats(biases, is_half=False)
-        for path, name in _LAYER_NORMS.items():
+        for path, name in LAYER_NORMS.items():
             if f"{prefix}{name}.weight" in tensors:
                 norm = tensors[f"{prefix}{name}.weight"]
                 stored.vectors[prefix + path] = data.add_floats([norm], is_half=False)
@@ -93,6 +96,7 @@ class _Storing:
     data: DataFile
     tensors: Mapping[str, TensorSource]
     importance: Importance
+    is_plain: bool
 
     def matrix(
         self, path: str, names: tuple[str, ...], role: Literal["layers", "head", "embedding"]
@@ -104,8 +108,10 @@ class _Storing:
         if form is None:
             values = self.data.add_floats(sources, is_half=weight_type == "f16")
             return StoredMatrix(rows=rows, columns=columns, values=values)
+        # What was measured for a tied matrix is about the head: rows that are looked up have no inputs.
+        importance = None if role == "embedding" else self.importance.get(f"{names[0]}.weight")
         levels, scales, zeros = self.data.add_blocks(
-            sources, form, self.precision.rounding, self.importance.get(f"{names[0]}.weight")
+            sources, form, self.precision.rounding, importance, is_plain=self.is_plain
         )
         return StoredMatrix(
             rows=rows,
