@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qwen_edge.cli.onnx_options import WEIGHT_TYPES, OnnxOptions, export, onnx_options, refuse
+from qwen_edge.cli.onnx_options import WEIGHT_TYPES, OnnxOptions, export, onnx_options, refuse, verify_made
 from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--verify",
     is_flag=True,
-    help="GGUF: compare the file with the checkpoint afterwards, see: qwen-edge verify",
+    help="Compare what was made with the checkpoint afterwards, see: qwen-edge verify",
 )
 @click.option(
     "-o",
@@ -99,7 +99,9 @@ def command(
                 f"{checkpoint} is an adapter: merge it with: "
                 f"qwen-edge convert CHECKPOINT --to onnx --adapter {quote(str(checkpoint))}"
             )
-        gguf_only = {"--dtype": dtype, "--base": base, "--verify": verify}
+        gguf_only: dict[str, object] = {"--dtype": dtype, "--base": base}
+        if onnx.opset_only:
+            refuse({"--verify": verify}, "needs ONNX Runtime's own operators, without --opset-only.")
         gguf_only["--reranker/--no-reranker"] = None if reranker is None else True
         refuse(
             gguf_only,
@@ -107,7 +109,16 @@ def command(
         )
         weights = weights or "f32"
         target = output or Path(f"{checkpoint_name(checkpoint)}-onnx-{weights}")
-        export(checkpoint, target, weights, onnx, adapters=adapters, force=force, output_format=output_format)
+        export(
+            checkpoint,
+            target,
+            weights,
+            onnx,
+            adapters=adapters,
+            force=force,
+            verify=verify,
+            output_format=output_format,
+        )
         return
     refuse(
         {"--weights": weights, **dict.fromkeys(onnx.given(), True)},
@@ -180,7 +191,7 @@ def _convert_checkpoint(checkpoint: Path, target: Path, settings: _Settings, out
     else:
         click.echo(_summary(report))
     if settings.verify:
-        _verify(target, checkpoint, settings.adapters)
+        verify_made(target, checkpoint, settings.adapters)
     smaller = target.with_name(f"{target.stem.removesuffix(f'-{settings.dtype}')}-Q4_K_M.gguf")
     note(f"Next: qwen-edge quantize {quote(str(target))} --type Q4_K_M -o {quote(str(smaller))}")
 
@@ -197,15 +208,6 @@ def _convert_adapter(adapter: Path, base: Path, target: Path, dtype: AdapterType
             f"{report.parameter_count / 1e6:,.2f} M weights in {report.tensor_count} tensors"
         )
     note(f"Next: qwen-edge run MODEL PROMPT --adapter {quote(str(target))}")
-
-
-def _verify(target: Path, checkpoint: Path, adapters: tuple[AdapterConfig, ...]) -> None:
-    from qwen_edge.cli.verify import summary
-    from qwen_edge.convert import verify_file
-
-    report = verify_file(target, checkpoint, adapters=adapters)
-    note(summary(report))
-    report.require()
 
 
 def _summary(report: ConversionReport) -> str:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from qwen_edge.convert import GraphForm, OnnxPrecision, OnnxReport
 
 WEIGHT_TYPES = ("f32", "f16", "int8", "int4")
+# Characters of a calibration text that one sequence is made of when levels are chosen.
+_TEXT_LENGTH = 1200
 _STATIC_SIZES = ("batch", "tokens", "past")
+_ABOUT_BLOCKS = ("--block-size", "--symmetric", "--asymmetric", "--rounding", "--calibrate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +31,19 @@ class OnnxOptions:
     head: str | None = None
     embedding: str | None = None
     block_size: str | None = None
-    asymmetric: bool = False
+    symmetric: bool | None = None
     rounding: str | None = None
     calibrate: Path | None = None
+    accuracy: str | None = None
     opset_only: bool = False
     static: dict[str, int] | None = None
 
     def given(self) -> list[str]:
         """Return the options that were asked for, as they are typed."""
-        return [
-            flag_of(field.name) for field in fields(self) if getattr(self, field.name) not in (None, False)
-        ]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if values["symmetric"] is False:
+            values["asymmetric"] = True
+        return [flag_of(name) for name, value in values.items() if value not in (None, False)]
 
     def precision(self, weights: str) -> OnnxPrecision:
         """Return the types, with that of the layers' matrices.
@@ -48,7 +53,7 @@ class OnnxOptions:
         """
         from qwen_edge.convert import OnnxPrecision
 
-        about_blocks = {"--block-size", "--asymmetric", "--rounding", "--calibrate"} & set(self.given())
+        about_blocks = {*_ABOUT_BLOCKS} & set(self.given())
         if about_blocks and not {"int8", "int4"} & {weights, self.head, self.embedding}:
             raise click.UsageError(
                 f"{' and '.join(sorted(about_blocks))} only matters for int8 and int4 weights; these are {weights}."
@@ -60,7 +65,10 @@ class OnnxOptions:
         asked: dict[str, Any] = {"weights": weights, "head": self.head, "embedding": self.embedding}
         asked["rounding"] = self.rounding or ("search" if self.calibrate is not None else "nearest")
         asked["block_size"] = int(self.block_size or 32)
-        return OnnxPrecision(symmetric=not self.asymmetric, **asked)
+        if self.accuracy is not None and (weights != "int4" or self.opset_only):
+            raise click.UsageError("--accuracy is of int4 weights in ONNX Runtime's own operators.")
+        asked["accuracy_level"] = 0 if self.accuracy == "exact" else 4
+        return OnnxPrecision(symmetric=self.symmetric, **asked)
 
     def form(self) -> GraphForm:
         """Return the operators of the graph.
@@ -96,11 +104,15 @@ _OPTIONS = (
                  help="ONNX: type of the embedding; a tied one is the head, stored once, unless this differs. [default: the head's]"),
     click.option("--block-size", type=click.Choice(["32", "64", "128"]),
                  help="ONNX: int8 and int4 weights that share a scale. [default: 32]"),
-    click.option("--asymmetric", is_flag=True, help="ONNX: a zero point for each block of int8 and int4: a little larger and closer."),
+    click.option("--symmetric/--asymmetric", default=None,
+                 help="ONNX: blocks without or with zero points, which are a little larger and closer. [default: with, in int4]"),
     click.option("--rounding", type=click.Choice(["nearest", "search"]),
                  help="ONNX: how scales are chosen; search tries several, slower and closer. [default: nearest]"),
     click.option("--calibrate", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="TEXTFILE",
                  help="ONNX: search scales for what the model's inputs are on this text."),
+    click.option("--accuracy", type=click.Choice(["fast", "exact", "auto"]),
+                 help="ONNX: int4 matrices that round their inputs to 8 bits: all, none, or as many as leave 99% of the most "
+                 "likely tokens alone, measured. [default: fast]"),
     click.option("--opset-only", is_flag=True,
                  help="ONNX: operators of the standard only, for other runtimes; slower in ONNX Runtime."),
     click.option("--static", callback=_parse_static, metavar="BATCH,TOKENS,PAST",
@@ -149,6 +161,7 @@ def export(
     *,
     adapters: tuple[AdapterConfig, ...] = (),
     force: bool,
+    verify: bool = False,
     output_format: str,
 ) -> None:
     """Export a checkpoint, or an exported folder, and tell what came out."""
@@ -170,6 +183,8 @@ def export(
             replace=force,
             progress=lambda done, total: display.update(task, completed=done, total=total),
         )
+    if options.accuracy == "auto":
+        _choose_levels(target, options.calibrate)
     if output_format == "json":
         print_json(report.to_dict())
     else:
@@ -181,8 +196,33 @@ def export(
         )
     if report.precision != precision:
         note("The embedding is stored in 8 bits: no operator of the standard looks up rows of 4.")
+    if verify:
+        verify_made(target, source, adapters)
     if not form.plain:
         note(f'Next: qwen-edge run {quote(str(target))} "Hello"')
+
+
+def _choose_levels(folder: Path, text: Path | None) -> None:
+    from qwen_edge.convert.onnx_levels import choose_levels
+    from qwen_edge.convert.verification import PROMPTS
+
+    texts: tuple[str, ...] = PROMPTS
+    if text is not None:
+        content = text.read_text(encoding="utf-8")
+        texts = tuple(
+            content[start : start + _TEXT_LENGTH] for start in range(0, 8 * _TEXT_LENGTH, _TEXT_LENGTH)
+        )
+        texts = tuple(part for part in texts if part.strip()) or PROMPTS
+    choice = choose_levels(folder, texts)
+    fastest, chosen = choice.trials[0], choice.chosen
+    note(
+        f"With all matrices fast {fastest.flips} of {fastest.tokens} most likely tokens change (KLD {fastest.mean_kld:.2g})"
+        + (
+            f"; exact now: {', '.join(chosen.exact)}: {chosen.flips} change"
+            if chosen.exact
+            else ": they stay so"
+        )
+    )
 
 
 def _importance(source: Path, text: Path, adapters: tuple[AdapterConfig, ...]) -> Any:
@@ -200,6 +240,20 @@ def _importance(source: Path, text: Path, adapters: tuple[AdapterConfig, ...]) -
     tokens = tokenize(checkpoint, content)
     note(f"Calibrating on {min(len(tokens), MAX_TOKENS)} tokens of {text.name}, in float32")
     return measure_importance(checkpoint, tokens)
+
+
+def verify_made(made: Path, checkpoint: Path, adapters: tuple[AdapterConfig, ...]) -> None:
+    """Compare what was made with its checkpoint.
+
+    Raises:
+        VerificationError: It is beyond the limits of its type.
+    """
+    from qwen_edge.cli.verify import summary
+    from qwen_edge.convert import verify_file
+
+    report = verify_file(made, checkpoint, adapters=adapters)
+    note(summary(report))
+    report.require()
 
 
 def _summary(report: OnnxReport) -> str:

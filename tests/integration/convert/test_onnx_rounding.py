@@ -35,7 +35,9 @@ def test_search_gains_and_calibration_gains_more(halves: tuple[list[int], list[i
     sequences = [unseen[start : start + WINDOW] for start in range(0, WINDOWS * WINDOW, WINDOW)]
     expected = Reference(checkpoint).logits(sequences)
     importance = measure_importance(checkpoint, seen)
-    nearest, searched = (OnnxPrecision(weights="int4", rounding=way) for way in ("nearest", "search"))
+    nearest, searched = (
+        OnnxPrecision(weights="int4", symmetric=True, rounding=way) for way in ("nearest", "search")
+    )
     klds = []
     for precision, weighing in ((nearest, None), (searched, None), (searched, importance)):
         export_onnx(TINY_QWEN3, tmp_path / "o", precision=precision, importance=weighing, replace=True)

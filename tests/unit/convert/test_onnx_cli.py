@@ -101,7 +101,8 @@ def test_an_existing_folder_is_replaced_only_with_force(
     ("arguments", "said"),
     [
         (["--to", "onnx", "--dtype", "f16"], "--dtype: goes with --to gguf"),
-        (["--to", "onnx", "--verify"], "--verify: goes with --to gguf"),
+        (["--to", "onnx", "--opset-only", "--verify"], "--verify: needs ONNX Runtime"),
+        (["--to", "onnx", "--weights", "int8", "--accuracy", "auto"], "--accuracy is of int4 weights"),
         (["--to", "onnx", "--base", "x"], "--base: goes with --to gguf"),
         (["--to", "onnx", "--no-reranker"], "--reranker/--no-reranker: goes with --to gguf"),
         (["--weights", "int4"], "--weights: goes with --to onnx"),
