@@ -86,6 +86,8 @@ _OPTIONS = (
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores."),
     click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
                  help="On reads long prompts faster, off answers faster."),
+    click.option("--provider", default="cpu", show_default=True,
+                 help="Where an ONNX model runs: cpu, openvino, or another of the installed ONNX Runtime."),
     click.option("--adapter", "adapters", type=parse_adapter, metavar="FILE[:SCALE]", multiple=True,
                  help="GGUF adapter (LoRA) that acts on the model; may be given again."),
     click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token. Default: Qwen's advice."),
@@ -106,6 +108,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         n_ctx: int,
         threads: int | None,
         flash_attention: Switch,
+        provider: str,
         adapters: tuple[AdapterConfig, ...],
         temperature: float | None,
         top_p: float | None,
@@ -113,7 +116,13 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         seed: int | None,
         **kwargs: Any,
     ) -> Any:
-        load = LoadConfig(n_ctx=n_ctx, n_threads=threads, flash_attention=flash_attention, adapters=adapters)
+        load = LoadConfig(
+            n_ctx=n_ctx,
+            n_threads=threads,
+            flash_attention=flash_attention,
+            provider=provider,
+            adapters=adapters,
+        )
         options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
         return function(*args, options=options, **kwargs)
 

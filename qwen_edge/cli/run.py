@@ -20,7 +20,7 @@ from qwen_edge.cli.stream import ctrl_c_cancels, show_stats, show_stream
 def command(
     file: str, prompt: str, system: str | None, options: GenerationOptions, output_format: str
 ) -> None:
-    """Answer PROMPT with the model in FILE (a GGUF file, or a model's name).
+    """Answer PROMPT with the model in FILE (a GGUF file, an ONNX folder, or a model's name).
 
     The answer goes to stdout, thinking and figures to stderr. PROMPT "-" is read from stdin.
     """

@@ -246,6 +246,7 @@ class OnnxEngine(Engine):
                 "provider": config.provider,
                 "nodes": graph.nodes,
                 "precision": folder.precision,
+                "onnxruntime": onnx_runtime.version(),
             },
         )
 
@@ -315,8 +316,7 @@ class OnnxEngine(Engine):
         """
         return {
             "engine": self.info.engine,
-            "build": onnx_runtime.version(),
-            "provider": self.info.settings["provider"],
+            **{name: self.info.settings[name] for name in ("onnxruntime", "provider")},
             "weights": self._weights.to_json(),
         }
 

@@ -148,6 +148,9 @@ class OnnxGraph:
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # made for equal shapes: every call has its own
+        # Threads that spin for long take the cores away from whatever else runs. Measured on two busy cores, 0.5B in int4:
+        # decoding at 16.7 to 17.9 tokens/s, with the default at 12.5 to 13.9.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "100")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             session = runtime.InferenceSession(
