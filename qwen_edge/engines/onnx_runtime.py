@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_edge import device
 from qwen_edge.engines.onnx_folder import POSITIONS
 from qwen_edge.errors import ConfigError, FormatError, MissingExtraError, NativeError, UnsupportedError
 
@@ -185,6 +186,8 @@ class OnnxGraph:
     def close(self) -> None:
         """Let go of the weights; they are freed when no binding holds them."""
         self._session = None
+        # A thousand models of 23 MB, one after the other, left 830 MB behind without.
+        device.return_freed_memory()
 
 
 class Binding:
