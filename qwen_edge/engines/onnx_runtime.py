@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from qwen_edge import device
 from qwen_edge.engines.onnx_folder import POSITIONS
-from qwen_edge.errors import ConfigError, FormatError, MissingExtraError, NativeError, UnsupportedError
+from qwen_edge.errors import (
+    ClosedError,
+    ConfigError,
+    FormatError,
+    MissingExtraError,
+    NativeError,
+    UnsupportedError,
+)
 
 CPU = "CPUExecutionProvider"
 # Short names; what brings a provider. Source: "Execution Providers" in ONNX Runtime's documentation.
@@ -180,8 +187,14 @@ class OnnxGraph:
 
         Args:
             caches: float32 [rows, heads, capacity, head_dim] each, contiguous; written in place by each run.
+
+        Raises:
+            ClosedError: After close().
         """
-        return Binding(self._session, self.caches, caches)
+        session = self._session
+        if session is None:
+            raise ClosedError("the model is closed")
+        return Binding(session, self.caches, caches)
 
     def close(self) -> None:
         """Let go of the weights; they are freed when no binding holds them."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,16 @@ def test_changed_weights_are_another_prefix(folder: Path) -> None:
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert run() == "miss"
+
+
+def test_a_forgotten_session_is_given_back(tiny_onnx: Path) -> None:
+    with load(tiny_onnx, n_ctx=64, n_threads=1) as model:
+        session = model.session()
+        session.send("Say Anna.", max_tokens=2)
+        gone = weakref.ref(session._idle_cache().context)
+        del session
+        gc.collect()
+        assert gone() is None
 
 
 def _cycle(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,25 @@ def test_what_is_not_installed_is_named(
             load(tiny_onnx, n_threads=1)
     finally:
         onnx_runtime._runtime.cache_clear()
+
+
+def test_without_llama_cpp_onnx_runs_and_gguf_says_so(tiny_onnx: Path, tiny_bf16: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['llama_cpp'] = None\n"
+        "import qwen_edge\n"
+        "with qwen_edge.load(sys.argv[1], n_threads=1) as model, model.session() as session:\n"
+        "    print(session.send('Say Anna.', thinking='off', sampling=qwen_edge.SamplingConfig(temperature=0)).text)\n"
+        "try: qwen_edge.load(sys.argv[2], safe_kernels=False)\n"
+        "except qwen_edge.QwenEdgeError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_onnx), str(tiny_bf16)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+    answer, error = result.stdout.split("\n", 1)
+    assert answer == "Anna"
+    assert "llama_cpp" in error
+    assert 'Without a compiler: pip install "qwen-edge[onnx]"' in error
 
 
 @pytest.mark.parametrize("settings", [
