@@ -44,8 +44,8 @@ _PROVIDERS = {
 _TESTED = ("cpu",)
 # Of ONNX Runtime's severities the last, "fatal": what goes wrong is raised too, and stderr is the application's.
 _SILENT = 4
-# What its messages say of a file that is newer than it is.
-_TOO_NEW = ("official support for domain", "Unsupported model IR version")
+# What its messages say of a file that is newer than it is: operators, the form of the file, a kernel for a type.
+_TOO_NEW = ("official support for domain", "Unsupported model IR version", "NOT_IMPLEMENTED")
 
 
 class UntestedProviderWarning(UserWarning):
@@ -165,7 +165,7 @@ class OnnxGraph:
                 str(path), options, providers=[name] if name == CPU else [name, CPU]
             )
         except Exception as error:  # its exceptions have no common base
-            raise _load_error(path, str(error), runtime.__version__) from error
+            raise _load_error(path, str(error).strip(), runtime.__version__) from error
         self._session: Any = session
         logits = next(output for output in session.get_outputs() if output.name == "logits")
         inputs = [each for each in session.get_inputs() if each.name.startswith("past_key_values.")]
@@ -250,13 +250,13 @@ class Binding:
         try:
             self._session.run_with_iobinding(self._bound, call.options)
         except Exception as error:  # its exceptions have no common base
-            raise NativeError(f"ONNX Runtime failed: {error}") from error
+            raise NativeError(f"ONNX Runtime failed: {str(error).strip()}") from error
 
 
 def _load_error(path: Path, message: str, installed: str) -> Exception:
     if any(part in message for part in _TOO_NEW):
         return UnsupportedError(
-            f"{path} is newer than ONNX Runtime {installed}: {message}",
+            f"{path} needs more than ONNX Runtime {installed} can: {message}",
             hint="Install a newer one: pip install -U onnxruntime",
         )
     return FormatError(
