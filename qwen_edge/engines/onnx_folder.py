@@ -65,6 +65,22 @@ def is_onnx(path: Path) -> bool:
     return path.suffix == ".onnx" or (path / GRAPH_NAME).is_file()
 
 
+def model_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that make up a model: of an ONNX folder graph and weights, else the path itself.
+
+    Raises:
+        ModelNotFoundError: Nothing is there.
+        FormatError: The graph is damaged.
+    """
+    graph_path = path / GRAPH_NAME if path.is_dir() else path
+    if not graph_path.is_file():
+        raise ModelNotFoundError(f"no file {graph_path}")
+    if not is_onnx(path):
+        return (path,)
+    graph = read_onnx_file(graph_path)
+    return (graph.path, *graph.data_files)
+
+
 def read_folder(path: Path) -> OnnxFolder:
     """Read an exported folder.
 
