@@ -3,9 +3,10 @@
 ::
 
     model.onnx             the graph
+    model.genai.onnx       the same for onnxruntime-genai, with logits of the last token only
     model.onnx.data        the weights
     tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json, generation_config.json
-    genai_config.json      for onnxruntime-genai
+    genai_config.json      its configuration
     manifest.json          what it was made from, with digests
 """
 
@@ -28,7 +29,7 @@ from qwen_edge.convert.inputs import input_records
 from qwen_edge.convert.json_files import read_object_if_present
 from qwen_edge.convert.matching import DroppedTensor, match_tensors
 from qwen_edge.convert.onnx_data import DATA_NAME, DataFile
-from qwen_edge.convert.onnx_genai import CONFIG_NAME, genai_config
+from qwen_edge.convert.onnx_genai import CONFIG_NAME, GENAI_MODEL_NAME, genai_config
 from qwen_edge.convert.onnx_graph import build_graph
 from qwen_edge.convert.onnx_plain import build_plain_graph
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
@@ -153,6 +154,9 @@ def export_onnx(
     graph = model.SerializeToString(deterministic=True)
     with atomic_folder(target) as part:
         (part / MODEL_NAME).write_bytes(graph)
+        if not form.plain:
+            last = build_graph(config, weights, precision, only_last=True)
+            (part / GENAI_MODEL_NAME).write_bytes(last.SerializeToString(deterministic=True))
         data.write(part / DATA_NAME, progress)
         _write_side_files(part, checkpoint, config, vocabulary, form)
         settings = {
@@ -207,10 +211,10 @@ def _write_side_files(
         template = next((each["template"] for each in template if each.get("name") == "default"), None)
     if template:
         (part / "chat_template.jinja").write_text(template, encoding="utf-8")
+    if form.plain:
+        return  # onnxruntime-genai is made for the other form
     generation = read_object_if_present(checkpoint.folder / "generation_config.json")
-    if form.fixed:
-        return  # onnxruntime-genai knows no fixed sizes.
-    document = genai_config(config, generation, vocabulary.special_ids, is_plain=form.plain)
+    document = genai_config(config, generation, vocabulary.special_ids)
     (part / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,13 +11,14 @@ from qwen_edge.convert.json_files import Fields
 from qwen_edge.convert.qwen import QwenConfig
 
 CONFIG_NAME = "genai_config.json"
+GENAI_MODEL_NAME = "model.genai.onnx"
 
 # generation_config.json -> "search" of the file, where the keys are the same and so is their meaning.
 _SEARCH_KEYS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def genai_config(
-    config: QwenConfig, generation: dict[str, Any], special_ids: dict[str, int], *, is_plain: bool = False
+    config: QwenConfig, generation: dict[str, Any], special_ids: dict[str, int]
 ) -> dict[str, Any]:
     """Return the document.
 
@@ -25,7 +26,6 @@ def genai_config(
         config: Of the model.
         generation: generation_config.json, {} where there is none.
         special_ids: Kind ("bos", "eos", "pad") to token, from the tokenizer.
-        is_plain: The graph takes positions, and joins its cache instead of writing in place.
     """
     ends = end_tokens(generation, special_ids)
     model: dict[str, Any] = {
@@ -36,7 +36,7 @@ def genai_config(
         "pad_token_id": special_ids.get("pad", ends[0] if ends else 0),
         "decoder": {
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-            "filename": "model.onnx",
+            "filename": GENAI_MODEL_NAME,
             "head_size": config.head_dim,
             "hidden_size": config.hidden_size,
             "num_attention_heads": config.n_heads,
@@ -57,12 +57,10 @@ def genai_config(
     }
     if "bos" in special_ids:
         model["bos_token_id"] = special_ids["bos"]
-    if is_plain:
-        model["decoder"]["inputs"]["position_ids"] = "position_ids"
     search = {key: generation[key] for key in _SEARCH_KEYS if key in generation}
     return {
         "model": model,
-        "search": {"max_length": config.n_ctx_train, "past_present_share_buffer": not is_plain, **search},
+        "search": {"max_length": config.n_ctx_train, "past_present_share_buffer": True, **search},
     }
 
 

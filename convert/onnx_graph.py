@@ -19,11 +19,9 @@ from __future__ import annotations
 import json
 import math
 
-import numpy as np
-
 from qwen_edge.convert.onnx_nodes import CONTRIB, GraphBuilder
 from qwen_edge.convert.onnx_precision import OnnxPrecision
-from qwen_edge.convert.onnx_weights import StoredWeights
+from qwen_edge.convert.onnx_weights import ROPE_PARTS, StoredWeights
 from qwen_edge.convert.qwen import QwenConfig
 from qwen_edge.errors import MissingExtraError
 
@@ -37,15 +35,20 @@ FACTS_KEY = "qwen_edge"
 POSITIONS = "logits_positions"
 
 
-def build_graph(config: QwenConfig, weights: StoredWeights, precision: OnnxPrecision) -> ModelProto:
+def build_graph(
+    config: QwenConfig, weights: StoredWeights, precision: OnnxPrecision, *, only_last: bool = False
+) -> ModelProto:
     """Return the model, whose weights lie in the data file.
 
     Inputs: input_ids int64 [batch, tokens]; attention_mask int64 [batch, total], ones for tokens that are there;
     logits_positions int64 [positions], default [-1]; past_key_values.N.key and .value float32 [batch, kv heads,
     capacity, head_dim]. Outputs: logits float32 [batch, positions, vocab]; present.N.key and .value, which may be the
     same buffers as the inputs.
+
+    With `only_last` there is no logits_positions, and logits are those of the last token, [batch, 1, vocab]:
+    onnxruntime-genai reads from the shape how many to expect.
     """
-    return Decoder(config, weights).build(precision)
+    return Decoder(config, weights, only_last=only_last).build(precision)
 
 
 class Decoder:
@@ -53,9 +56,17 @@ class Decoder:
 
     is_plain = False
 
-    def __init__(self, config: QwenConfig, weights: StoredWeights, graph: GraphBuilder | None = None) -> None:
+    def __init__(
+        self,
+        config: QwenConfig,
+        weights: StoredWeights,
+        graph: GraphBuilder | None = None,
+        *,
+        only_last: bool = False,
+    ) -> None:
         self.config = config
         self.weights = weights
+        self.only_last = only_last
         self.graph = graph or GraphBuilder()
 
     def build(self, precision: OnnxPrecision) -> ModelProto:
@@ -93,7 +104,34 @@ class Decoder:
 
     def _shared(self) -> tuple[str, ...]:
         """Emit what the attention of every layer takes: lengths, cosines and sines."""
-        return *self._lengths(), *rope_tables(self.graph, self.config)
+        return *self._lengths(), *self._rope_tables()
+
+    def _rope_tables(self) -> tuple[str, str]:
+        """Emit cosines and sines of all positions, float32 [positions, head_dim / 2] each.
+
+        ::
+
+            cos(a + b) = cos a * cos b - sin a * sin b       a: every 256th position, [n, 1, head_dim / 2]
+            sin(a + b) = sin a * cos b + cos a * sin b       b: the 256 from there on, [1, 256, head_dim / 2]
+
+        The runtime computes them once when it loads the model: whole, they would be 21 MB of a file.
+        """
+        graph, path = self.graph, "/model/rope"
+        cosine_a, sine_a, cosine_b, sine_b = (
+            graph.weight(name, self.weights.vectors[name]) for name in ROPE_PARTS
+        )
+        shape = graph.constant("rope.shape", [-1, self.config.head_dim // 2])
+        tables = []
+        for kind, pairs, joined in (
+            ("cos", ((cosine_a, cosine_b), (sine_a, sine_b)), "Sub"),
+            ("sin", ((sine_a, cosine_b), (cosine_a, sine_b)), "Add"),
+        ):
+            products = [
+                graph.node("Mul", f"{path}/{kind}/Mul_{index}", pair) for index, pair in enumerate(pairs)
+            ]
+            both = graph.node(joined, f"{path}/{kind}/{joined}", products)
+            tables.append(graph.node("Reshape", f"{path}/{kind}/Reshape", [both, shape]))
+        return tables[0], tables[1]
 
     def _lengths(self) -> tuple[str, str]:
         """Emit what GroupQueryAttention wants to know of lengths.
@@ -225,15 +263,17 @@ class Decoder:
 
     def _inputs(self) -> list[ValueInfoProto]:
         value = helper.make_tensor_value_info
-        return [
+        inputs = [
             value("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
             value("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
             *self._caches("past_key_values", "past_sequence_length"),
-            value(POSITIONS, TensorProto.INT64, ["logits_length"]),
         ]
+        if not self.only_last:
+            inputs.append(value(POSITIONS, TensorProto.INT64, ["logits_length"]))
+        return inputs
 
     def _outputs(self) -> list[ValueInfoProto]:
-        shape = ["batch_size", "logits_length", self.config.vocab_size]
+        shape = ["batch_size", 1 if self.only_last else "logits_length", self.config.vocab_size]
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
         return [logits, *self._caches("present", "total_sequence_length")]
 
@@ -246,38 +286,6 @@ class Decoder:
             for layer in range(self.config.n_layers)
             for part in ("key", "value")
         ]
-
-
-def rope_tables(graph: GraphBuilder, config: QwenConfig) -> tuple[str, str]:
-    """Emit cosines and sines of all positions, float32 [n_ctx_train, head_dim / 2] each.
-
-    ::
-
-        Range ─ Mul (frequencies) ─┬ Cos ─ (Mul attention factor) ─ Cast
-                                   └ Sin ─ (Mul attention factor) ─ Cast
-
-    The runtime computes them once, in float64, when it loads the model: they would be 21 MB of a file.
-    """
-    positions = graph.node(
-        "Range",
-        "/model/rope/Range",
-        [
-            graph.constant(f"rope.{name}", value, np.float64)
-            for name, value in (("start", 0), ("limit", config.n_ctx_train), ("step", 1))
-        ],
-    )
-    column = graph.node("Unsqueeze", "/model/rope/Unsqueeze", [positions, graph.constant("rope.axis", [1])])
-    frequencies = graph.constant("rope.frequencies", config.rope.frequencies(config.head_dim), np.float64)
-    angles = graph.node("Mul", "/model/rope/Mul", [column, frequencies])
-    scaling = config.rope.scaling
-    tables = []
-    for kind in ("Cos", "Sin"):
-        table = graph.node(kind, f"/model/rope/{kind}", [angles])
-        if scaling is not None and scaling.attention_factor != 1.0:
-            factor = graph.constant("rope.attention_factor", scaling.attention_factor, np.float64)
-            table = graph.node("Mul", f"/model/rope/{kind}/Mul", [table, factor])
-        tables.append(graph.node("Cast", f"/model/rope/{kind}/Cast", [table], to=TensorProto.FLOAT))
-    return tables[0], tables[1]
 
 
 def facts(config: QwenConfig, precision: OnnxPrecision, *, is_plain: bool) -> dict[str, object]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig
+from qwen_edge.convert.onnx_genai import GENAI_MODEL_NAME
 from qwen_edge.convert.onnx_precision import OnnxPrecision
 from qwen_edge.engines.onnx import OnnxEngine
 from qwen_edge.errors import ConfigError, MissingExtraError
@@ -186,16 +187,23 @@ def _variant(folder: Path, model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def _write(folder: Path, model: onnx.ModelProto, exact: Sequence[str]) -> None:
-    """Replace the graph, and say so in the manifest."""
+    """Replace the graph, and the one for onnxruntime-genai, and say so in the manifest."""
+    changed = [MODEL_NAME]
     with atomic_path(folder / MODEL_NAME) as part:
         part.write_bytes(model.SerializeToString(deterministic=True))
+    if (folder / GENAI_MODEL_NAME).is_file():
+        changed.append(GENAI_MODEL_NAME)
+        other = onnx.load(str(folder / GENAI_MODEL_NAME), load_external_data=False)
+        set_levels(other, exact)
+        with atomic_path(folder / GENAI_MODEL_NAME) as part:
+            part.write_bytes(other.SerializeToString(deterministic=True))
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    record = asdict(FileRecord.of(folder / MODEL_NAME))
+    records = {name: asdict(FileRecord.of(folder / name)) for name in changed}
     settings = dict(manifest.settings)
     settings["precision"] = {**settings.get("precision", {}), "exact": list(exact)}
-    settings["files"] = [record if each["name"] == MODEL_NAME else each for each in settings.get("files", [])]
+    settings["files"] = [records.get(each["name"], each) for each in settings.get("files", [])]
     write_manifest(folder, replace(manifest, settings=settings))
 
 

@@ -27,7 +27,7 @@ import math
 
 import numpy as np
 
-from qwen_edge.convert.onnx_graph import POSITIONS, Decoder, rope_tables
+from qwen_edge.convert.onnx_graph import POSITIONS, Decoder
 from qwen_edge.convert.onnx_nodes import GraphBuilder, StoredMatrix
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
 from qwen_edge.convert.onnx_weights import StoredWeights
@@ -71,7 +71,7 @@ class _PlainDecoder(Decoder):
         graph = self.graph
         axis = graph.constant("rope.head_axis", [2])
         angles = []
-        for kind, table in zip(("cos", "sin"), rope_tables(graph, self.config), strict=True):
+        for kind, table in zip(("cos", "sin"), self._rope_tables(), strict=True):
             rows = graph.node("Gather", f"/model/rope/{kind}/Gather", [table, "position_ids"], axis=0)
             angles.append(graph.node("Unsqueeze", f"/model/rope/{kind}/Unsqueeze", [rows, axis]))
         return self._bias(), *angles

@@ -32,6 +32,10 @@ LAYER_NORMS: Mapping[str, str] = {
     "attn.k_norm": "self_attn.k_norm",
 }
 
+# Cosines and sines of every 256th position, and of the 256 from there on.
+ROPE_PARTS = ("rope.far.cos", "rope.far.sin", "rope.near.cos", "rope.near.sin")
+_ROPE_STEP = 256
+
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
@@ -40,7 +44,8 @@ class StoredWeights:
     Attributes:
         matrices: By path: "embed_tokens", "lm_head", "layers.0.attn.qkv_proj" and so on. A tied embedding that is
             stored once has one entry under both names.
-        vectors: Norms and biases: "norm", "layers.0.input_layernorm", "layers.0.attn.qkv_proj.bias".
+        vectors: Norms and biases: "norm", "layers.0.input_layernorm", "layers.0.attn.qkv_proj.bias"; and ROPE_PARTS, from
+            which the runtime computes the cosines and sines of all positions.
     """
 
     matrices: dict[str, StoredMatrix] = field(default_factory=dict)
@@ -86,6 +91,8 @@ def plan_weights(
             if f"{prefix}{name}.weight" in tensors:
                 norm = tensors[f"{prefix}{name}.weight"]
                 stored.vectors[prefix + path] = data.add_floats([norm], is_half=False)
+    for name, part in _rope_parts(config).items():
+        stored.vectors[name] = data.add_array(part)
     stored.vectors["norm"] = data.add_floats([tensors["norm.weight"]], is_half=False)
     return stored
 
@@ -122,3 +129,13 @@ class _Storing:
             blocks=form,
             level=self.precision.level_of(f"/model/{path}".replace("/model/lm_head", "/lm_head"), form.bits),
         )
+
+
+def _rope_parts(config: QwenConfig) -> dict[str, NDArray[np.float32]]:
+    """Return ROPE_PARTS: float32 [n, 1, head_dim / 2] and [1, 256, head_dim / 2], rounded from float64."""
+    frequencies = config.rope.frequencies(config.head_dim)
+    far = np.arange(0, config.n_ctx_train, _ROPE_STEP)[:, np.newaxis, np.newaxis] * frequencies
+    near = np.arange(_ROPE_STEP)[np.newaxis, :, np.newaxis] * frequencies
+    scale = config.rope.scaling.attention_factor if config.rope.scaling is not None else 1.0
+    parts = (np.cos(far), np.sin(far), np.cos(near) * scale, np.sin(near) * scale)
+    return {name: part.astype(np.float32) for name, part in zip(ROPE_PARTS, parts, strict=True)}

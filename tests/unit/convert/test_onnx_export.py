@@ -21,7 +21,6 @@ from qwen_edge.convert import GraphForm, OnnxPrecision, export_onnx
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.manifest import read_manifest
 from tests import synthetic
-from tests.onnx_models import session
 
 FIXED = {"batch": 1, "tokens": 8, "past": 16}
 FORMS = {"fused": GraphForm(), "plain": GraphForm(plain=True), "fixed": GraphForm(plain=True, fixed=FIXED)}
@@ -150,7 +149,7 @@ def test_fixed_sizes_leave_no_open_dimension(tmp_path: Path, shape: synthetic.Sh
         FIXED["past"] + FIXED["tokens"],
         shape.head_dim,
     ]
-    assert not (tmp_path / "o" / "genai_config.json").exists(), "onnxruntime-genai knows no fixed sizes"
+    assert not list((tmp_path / "o").glob("*genai*")), "onnxruntime-genai is made for the other form"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -164,7 +163,7 @@ def test_equal_inputs_give_equal_bytes(checkpoint: Path, tmp_path: Path, form: s
 def test_the_folder_is_complete(checkpoint: Path, tmp_path: Path) -> None:
     report = export_onnx(checkpoint, tmp_path / "o", precision=OnnxPrecision(weights="int8"))
     assert {path.name for path in (tmp_path / "o").iterdir()} == {
-        "model.onnx", "model.onnx.data", "config.json", "generation_config.json", "tokenizer.json",
+        "model.onnx", "model.genai.onnx", "model.onnx.data", "config.json", "generation_config.json", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja", "genai_config.json", "manifest.json",
     }  # fmt: skip
     sizes = [(tmp_path / "o" / name).stat().st_size for name in ("model.onnx", "model.onnx.data")]
@@ -177,15 +176,19 @@ def test_the_folder_is_complete(checkpoint: Path, tmp_path: Path) -> None:
     json.dumps(report.to_dict())
 
 
-@pytest.mark.parametrize(("form", "shares"), [("fused", True), ("plain", False)])
-def test_genai_is_told_of_the_inputs(checkpoint: Path, tmp_path: Path, form: str, shares: bool) -> None:
-    export_onnx(checkpoint, tmp_path / "o", form=FORMS[form])
-    document = json.loads((tmp_path / "o" / "genai_config.json").read_text())
-    assert document["search"]["past_present_share_buffer"] is shares
-    inputs = document["model"]["decoder"]["inputs"]
-    names = {name.replace("%d", "0") for name in inputs.values()}
-    graph_inputs = {each.name for each in session(tmp_path / "o").get_inputs()}
-    assert names == {name for name in graph_inputs if ".1." not in name}
+def test_genai_has_a_graph_of_its_own_with_the_logits_of_the_last_token(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    export_onnx(checkpoint, tmp_path / "o")
+    decoder = json.loads((tmp_path / "o" / "genai_config.json").read_text())["model"]["decoder"]
+    graph = onnx.load(str(tmp_path / "o" / decoder["filename"]), load_external_data=False).graph
+    names = {name.replace("%d", "0") for name in decoder["inputs"].values()}
+    assert names == {each.name for each in graph.input if ".1." not in each.name}
+    logits = next(each for each in graph.output if each.name == "logits")
+    assert logits.type.tensor_type.shape.dim[1].dim_value == 1
+    whole = onnx.load(str(tmp_path / "o" / "model.onnx"), load_external_data=False).graph
+    assert graph.node == whole.node
+    assert graph.initializer == whole.initializer
 
 
 @pytest.mark.parametrize("has_old", [False, True])
