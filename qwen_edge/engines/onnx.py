@@ -19,7 +19,7 @@ from qwen_edge.engines.base import Context, Engine, ModelInfo
 from qwen_edge.engines.onnx_cache import OnnxCache
 from qwen_edge.engines.onnx_contexts import OnnxContext, SharedOnnxCache
 from qwen_edge.engines.onnx_folder import read_folder
-from qwen_edge.engines.onnx_tokenizer import OnnxTokenizer
+from qwen_edge.engines.onnx_tokenizer import shared_tokenizer
 from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, NativeError
 
 # Logits of so many tokens are made at a time when all are wanted: 39 MB at Qwen's vocabulary, in activations alone.
@@ -56,7 +56,7 @@ class OnnxEngine(Engine):
         self._config = config
         self._weights_bytes = folder.weights_bytes
         n_threads = config.n_threads or device.usable_cores()
-        self._tokenizer = OnnxTokenizer(folder.tokenizer_path, folder.end_tokens)
+        self._tokenizer = shared_tokenizer(folder.tokenizer_path, folder.end_tokens)
         graph = onnx_runtime.OnnxGraph(folder.graph.path, n_threads=n_threads, provider=config.provider)
         self._graph: onnx_runtime.OnnxGraph | None = graph
         self._shared: SharedOnnxCache | None = None

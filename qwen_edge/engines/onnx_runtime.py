@@ -41,7 +41,7 @@ _PROVIDERS = {
     "coreml": ("CoreMLExecutionProvider", "onnxruntime (its wheels for macOS)"),
     "xnnpack": ("XnnpackExecutionProvider", "onnxruntime, built with --use_xnnpack"),
 }
-_TESTED = ("cpu",)
+_TESTED = ("cpu", "openvino")
 # Of ONNX Runtime's severities the last, "fatal": what goes wrong is raised too, and stderr is the application's.
 _SILENT = 4
 # What its messages say of a file that is newer than it is: operators, the form of the file, a kernel for a type.
