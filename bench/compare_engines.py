@@ -4,8 +4,8 @@ python -m qwen_edge.bench.compare_engines model.gguf onnx-folder genai:folder [-
     [--genai-python PYTHON] [--repetitions 5] [--format human|json]
 
 Each figure of a round comes from a process of its own; a round takes every file once, so that what disturbs the machine
-disturbs all. The figures are medians. Ours include sampling and turning tokens into text; onnxruntime-genai decodes
-greedily. All evaluate the same number of tokens at the same depth.
+disturbs all. The figures are medians. All decode greedily and evaluate the same number of tokens at the same depth; ours
+turn tokens into text besides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import qwen_edge
 from qwen_edge import device, hub
 from qwen_edge.bench.tables import new_table
 from qwen_edge.bench.workload import Workload, WorkloadRunner
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import GREEDY, LoadConfig
 from qwen_edge.errors import ConfigError, NativeError
 from qwen_edge.session import ReplyStream
 
@@ -82,7 +82,7 @@ def _measure_here(name: str, numbers: Sequence[int]) -> Sample:
     workload = Workload(prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, depth=depth)
     config = LoadConfig(n_ctx=workload.rounded_n_ctx, n_threads=n_threads, prefix_cache=False)
     with qwen_edge.load(hub.locate(name), config) as model, model.session() as session:
-        runner = WorkloadRunner(model, session, workload)
+        runner = WorkloadRunner(model, session, workload, GREEDY)
         runner.fill()
         runner.run()  # warm-up
         prefill_s = _seconds(runner.start_prefill())

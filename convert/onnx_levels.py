@@ -36,7 +36,7 @@ except ImportError as error:
 
 MODEL_NAME = "model.onnx"
 # Kinds of matrices, by the end of their path.
-KINDS = ("lm_head", "down_proj", "o_proj", "qkv_proj", "gate_up_proj")
+KINDS = ("lm_head", "down_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj")
 _MAX_TOKENS = 256
 
 

@@ -18,11 +18,12 @@ from qwen_edge.convert.tensor_source import TensorSource
 # For each matrix of the checkpoint, by its name, the mean square of each of its inputs: float32 [columns].
 Importance = Mapping[str, NDArray[np.float32]]
 
-# Matrices that take the same input are stored one below the other and multiplied at once.
+# The three that make queries, keys and values are stored one below the other and multiplied at once.
 LAYER_MATRICES: Mapping[str, tuple[str, ...]] = {
     "attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.gate_proj": ("mlp.gate_proj",),
+    "mlp.up_proj": ("mlp.up_proj",),
     "mlp.down_proj": ("mlp.down_proj",),
 }
 LAYER_NORMS: Mapping[str, str] = {

@@ -59,6 +59,9 @@ class OnnxCache:
         self._lengths = np.zeros(n_rows, np.int64)
         self._mask = np.ones((1, n_ctx), np.int64)
         self._bindings: dict[tuple[int, int], Binding] = {}
+        # Of decode steps, in one place so that they are bound once. A row that nobody asked for computes what was there.
+        self._step_tokens = np.zeros((n_rows, 1), np.int64)
+        self._first_position = np.zeros(1, np.int64)
         token_bytes = sum(each.n_heads * each.head_dim for each in graph.caches) * 4
         # Reading the keys and values of rows in between must cost less than reading the weights once more.
         self._most_idle_tokens = weights_bytes // token_bytes
@@ -132,7 +135,7 @@ class OnnxCache:
     def _step(self, group: Sequence[Part], begin: Callable[[Call], None]) -> None:
         """Add one token to each of some rows."""
         first, end = group[0].sequence, group[-1].sequence + 1
-        tokens = np.zeros((end - first, 1), np.int64)
+        tokens = self._step_tokens[: end - first]
         for part in group:
             self._lengths[part.sequence] = part.position
             tokens[part.sequence - first] = part.tokens[0]
@@ -144,7 +147,7 @@ class OnnxCache:
             logits = np.empty((end - first, int(has_logits), self.n_vocab), np.float32)
         call = Call()
         begin(call)
-        self._run(first, tokens, np.arange(int(has_logits), dtype=np.int64), logits, call)
+        self._run(first, tokens, self._first_position[: int(has_logits)], logits, call)
         for part in group:
             self._lengths[part.sequence] += 1
             if part.logits is not None and len(group) > 1:

@@ -213,14 +213,18 @@ class Binding:
         self._session = session
         self._bound = session.io_binding()
         self._caches = tuple(caches)  # only their addresses are bound
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
         for each, cache in zip(inputs, caches, strict=True):
             assert cache.flags.c_contiguous, "Bug: the address of a cache says where all of it is"
             self._put(self._bound.bind_input, each.name, cache)
             self._put(self._bound.bind_output, each.output, cache)
 
-    @staticmethod
-    def _put(bind: Any, name: str, values: NDArray[Any]) -> None:
-        bind(name, "cpu", 0, values.dtype.type, values.shape, values.ctypes.data)
+    def _put(self, bind: Any, name: str, values: NDArray[Any]) -> None:
+        """Bind an array, unless the one bound last has the same place and shape."""
+        place = values.ctypes.data, values.shape
+        if self._places.get(name) != place:
+            bind(name, "cpu", 0, values.dtype.type, values.shape, place[0])
+            self._places[name] = place
 
     def run(
         self,
