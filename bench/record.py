@@ -64,10 +64,10 @@ class FileResult:
 
     Attributes:
         file: Path as it was given.
-        sha256: Digest of the file.
-        size_bytes: Its length.
+        sha256: Digest of the file; of an ONNX folder that of its weights.
+        size_bytes: Its length; of an ONNX folder graph and weights.
         bits_per_weight: Bits of all tensors over the number of weights.
-        engine: "llama.cpp".
+        engine: "llama.cpp" or "onnxruntime".
         settings: What the engine ran with: threads, n_ctx, flash_attention and so on.
         workload: What was asked of it: see Workload.
         prefill_tokens_per_s: Reading the prompt behind `depth` cached tokens.

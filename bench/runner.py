@@ -17,7 +17,8 @@ from qwen_edge.bench.record import BenchRecord, FileResult
 from qwen_edge.bench.workload import Workload
 from qwen_edge.config import LoadConfig, Switch
 from qwen_edge.digests import file_digest
-from qwen_edge.errors import ConfigError, ModelNotFoundError, NativeCrashError, QwenEdgeError
+from qwen_edge.engines.onnx_folder import model_files
+from qwen_edge.errors import ConfigError, NativeCrashError, QwenEdgeError
 from qwen_edge.native import child, library
 
 Progress = Callable[[str, int, int], None]
@@ -70,7 +71,7 @@ def run_benchmark(
     """Measure speed, load time and memory of model files, one after the other.
 
     Args:
-        files: GGUF files, or names of models in the catalog that are here already.
+        files: GGUF files, exported ONNX folders, or names of models in the catalog that are here already.
         config: What to measure.
         progress: Called with (file, rounds done, rounds in all).
 
@@ -83,9 +84,7 @@ def run_benchmark(
     if not files:
         raise ConfigError("no files to measure")
     located = [(os.fspath(file), hub.locate(file)) for file in files]
-    for name, path in located:
-        if not path.is_file():
-            raise ModelNotFoundError(f"no file {name}")
+    parts = {path: model_files(path) for _, path in located}
     warnings: list[str] = []
     results = []
     for name, path in located:
@@ -98,7 +97,12 @@ def run_benchmark(
         machine_facts = report.pop("native")
         results.append(
             FileResult.from_dict(
-                {"file": name, "sha256": file_digest(path), "size_bytes": path.stat().st_size, **report}
+                {
+                    "file": name,
+                    "sha256": file_digest(parts[path][-1]),
+                    "size_bytes": sum(part.stat().st_size for part in parts[path]),
+                    **report,
+                }
             )
         )
     machine = {**device.describe_machine(), "native": {**library.build_facts(), **machine_facts}}

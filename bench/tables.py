@@ -86,7 +86,11 @@ def bench_caption(record: BenchRecord) -> str:
         f"prefill of {workload['prompt_tokens']} and decode of {workload['generate_tokens']} tokens "
         f"behind {workload['depth']} cached ones, medians of {workload['repetitions']}\n"
         f"{record.machine['cpu']}, {count(settings['threads'], 'thread')}, n_ctx {settings['n_ctx']}, "
-        f"flash attention {settings['flash_attention']}"
+        + (
+            f"flash attention {settings['flash_attention']}"
+            if "flash_attention" in settings
+            else f"ONNX Runtime on {settings['provider']}"
+        )
     )
 
 

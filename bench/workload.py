@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwen_edge.catalog import recommended_sampling
+from qwen_edge.config import SamplingConfig
 from qwen_edge.errors import ConfigError
 from qwen_edge.model import Model
 from qwen_edge.session import ReplyStream, Session
@@ -83,18 +84,21 @@ class WorkloadRunner:
     its KV cache keeps exactly `depth` tokens: no hook and no clearing is needed.
     """
 
-    def __init__(self, model: Model, session: Session, workload: Workload) -> None:
+    def __init__(
+        self, model: Model, session: Session, workload: Workload, sampling: SamplingConfig | None = None
+    ) -> None:
         """Build the prompts.
 
         Args:
             model: For its vocabulary and recommended sampling.
             session: A session of it, with a context that holds the workload.
             workload: The numbers.
+            sampling: How tokens are chosen; None as the model's makers advise.
         """
         self._session = session
         self._workload = workload
         self._sampling = dataclasses.replace(
-            recommended_sampling(model.info.architecture, thinking=False), seed=_SEED
+            sampling or recommended_sampling(model.info.architecture, thinking=False), seed=_SEED
         )
         text = model.engine.tokenize(_TEXT)
         repeats = -(-(workload.depth + workload.prompt_tokens) // len(text))

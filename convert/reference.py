@@ -18,23 +18,20 @@ Source: arXiv 2505.09388 (Qwen3), 2412.15115 (Qwen2.5), 2305.13245 (grouped quer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen_edge.convert.checkpoint import Checkpoint
-from qwen_edge.convert.dtypes import decode
 from qwen_edge.convert.matching import match_tensors
 from qwen_edge.convert.qwen import QwenConfig, parse_config
-from qwen_edge.convert.safetensors_file import ITEM_BYTES
+from qwen_edge.convert.rows import read_tensor, row_slices
 from qwen_edge.convert.tensor_source import TensorSource
-from qwen_edge.errors import CheckpointError, ConfigError
+from qwen_edge.errors import ConfigError
 
 Array = NDArray[np.float32]
 Observer = Callable[[str, Array], None]
-
-_SLICE_BYTES = 32 << 20
 
 
 class Reference:
@@ -100,7 +97,7 @@ class Reference:
         results = [np.empty((len(state), self.config.vocab_size), np.float32) for state in states]
         # A classifier has no head for tokens; llama.cpp takes the embedding where there is none.
         head = self.tensors.get("lm_head.weight", self.tensors["embed_tokens.weight"])
-        for first, rows in _row_slices(head):
+        for first, rows in row_slices(head):
             for state, result in zip(states, results, strict=True):
                 np.matmul(state, rows.T, out=result[:, first : first + len(rows)])
         return results
@@ -115,7 +112,7 @@ class Reference:
     def _embed(self, sequences: Sequence[Sequence[int]]) -> list[Array]:
         tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         embedded = np.empty((len(tokens), self.config.hidden_size), np.float32)
-        for first, rows in _row_slices(self.tensors["embed_tokens.weight"]):
+        for first, rows in row_slices(self.tensors["embed_tokens.weight"]):
             here = (tokens >= first) & (tokens < first + len(rows))
             embedded[here] = rows[tokens[here] - first]
         return np.split(embedded, np.cumsum([len(sequence) for sequence in sequences])[:-1])
@@ -205,35 +202,3 @@ def _silu(x: Array) -> Array:
     # x * sigmoid(x), in a form that cannot overflow.
     result: Array = x * (np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x))
     return result
-
-
-def read_tensor(entry: TensorSource) -> Array:
-    """Read a whole tensor as float32."""
-    values = np.empty(entry.n_elements, np.float32)
-    done = 0
-    for piece in entry.read_pieces(_SLICE_BYTES):
-        part = decode(piece, entry.dtype)
-        values[done : done + len(part)] = part
-        done += len(part)
-    _check_finite(values, entry)
-    return values.reshape(entry.shape)
-
-
-def _row_slices(entry: TensorSource) -> Iterator[tuple[int, Array]]:
-    """Yield (number of the first row, float32 [rows, columns]) over a matrix."""
-    columns = entry.shape[1]
-    row_bytes = columns * ITEM_BYTES[entry.dtype]
-    first = 0
-    for piece in entry.read_pieces(max(1, _SLICE_BYTES // row_bytes) * row_bytes):
-        rows = decode(piece, entry.dtype).reshape(-1, columns)
-        _check_finite(rows, entry)
-        yield first, rows
-        first += len(rows)
-
-
-def _check_finite(values: Array, entry: TensorSource) -> None:
-    if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"{entry.name!r} in {entry.path} holds a value that is infinite or no number",
-            hint="Fetch the file again, or compare its SHA-256 with the hub's; if it stays so, the model is broken.",
-        )

@@ -1,4 +1,4 @@
-"""Does a GGUF file compute what its checkpoint does? The same prompts through llama.cpp and the reference.
+"""Does a file compute what its checkpoint does? The same prompts through its engine and the reference.
 
 The limits tell a file that lost precision from one that is wrong: a matrix that is missing, transposed or under
 another name, a wrong rotary base or a wrong head give divergences of several nats, far beyond any of them.
@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from qwen_edge.config import AdapterLike, LoadConfig
 from qwen_edge.convert.adapter_merge import apply_adapters
 from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
-from qwen_edge.convert.reference import Reference, read_tensor
+from qwen_edge.convert.reference import Reference
 from qwen_edge.convert.reranker import reranker_head
+from qwen_edge.convert.rows import read_tensor
 from qwen_edge.convert.vocabulary import read_vocabulary
+from qwen_edge.engines.base import Engine
 from qwen_edge.engines.llama import LlamaEngine
+from qwen_edge.engines.onnx import OnnxEngine
+from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import ConfigError, UnsupportedError, VerificationError
 from qwen_edge.gguf_header import read_header
 from qwen_edge.logits import compare_logits
@@ -69,6 +73,8 @@ LIMITS: dict[str, Limits] = {
     "Q5_K_M": Limits(mean_kld=0.1, top1_agreement=0.75),
     "Q4_K_M": Limits(mean_kld=0.4, top1_agreement=0.65),
 }
+# What an ONNX folder's coarsest weights are held to: the limits of the GGUF type of about as many bits.
+_ONNX_LIMITS = {"f32": "F32", "f16": "F16", "int8": "Q8_0", "int4": "Q4_K_M"}
 _LOWEST = Limits(mean_kld=2.0, top1_agreement=0.3)
 
 
@@ -79,7 +85,8 @@ class VerificationReport:
     Attributes:
         path: The file.
         checkpoint: What it was compared with.
-        type: Its file type, a key of FILE_TYPES, or "" where it has none that is known.
+        type: Its file type, a key of FILE_TYPES, or "" where it has none that is known; of an ONNX folder the type of
+            its layers' weights.
         prompts: Texts that went through both.
         tokens: Predictions compared.
         max_logit_error: Largest absolute difference of two logits.
@@ -152,21 +159,21 @@ def verify_file(
     adapters: Sequence[AdapterLike] = (),
     n_threads: int | None = None,
 ) -> VerificationReport:
-    """Compare a GGUF file with the checkpoint it was made from.
+    """Compare a GGUF file or an ONNX folder with the checkpoint it was made from.
 
     The file is in memory as when it runs; of the checkpoint one layer at a time, in float32.
 
     Args:
-        path: The GGUF file, of any type.
+        path: The file or folder, of any type.
         checkpoint: Its checkpoint.
         adapters: PEFT adapters that were merged into the file, see `apply_adapters`.
-        n_threads: CPU threads of llama.cpp; None takes the physical cores.
+        n_threads: CPU threads of the engine; None takes the physical cores.
 
     Raises:
         ModelNotFoundError, GGUFError, CheckpointError, UnsupportedError: One of the two cannot be read.
         ConfigError: They have different vocabularies.
         VerificationError: The file computes values that are no numbers.
-        NativeError: llama.cpp fails.
+        NativeError: The engine fails.
     """
     started_s = time.monotonic()
     path = Path(path)
@@ -174,12 +181,23 @@ def verify_file(
     if adapters:
         opened = apply_adapters(opened, adapters)
     reference = Reference(opened)
-    header = read_header(path)
     # The KV cache in F32: what is measured is the file.
     config = LoadConfig(
         n_ctx=_MAX_PROMPT_TOKENS, n_batch=_MAX_PROMPT_TOKENS, kv_type="f32", n_threads=n_threads
     )
-    engine = LlamaEngine(path, config)
+    engine: Engine
+    pooling: object = _POOLING_NONE
+    if is_onnx(path):
+        engine = OnnxEngine(path, config)
+        type_name = str(engine.info.settings["precision"]["weights"])
+        limits = LIMITS[_ONNX_LIMITS[type_name]]
+    else:
+        header = read_header(path)
+        engine = LlamaEngine(path, config)
+        stated = file_type_of_id(header.metadata.get("general.file_type"))
+        type_name = stated.name if stated is not None else ""
+        limits = limits_of(type_name)
+        pooling = header.metadata.get(f"{engine.info.architecture}.pooling_type", _POOLING_NONE)
     try:
         if engine.info.n_vocab != reference.config.vocab_size:
             raise ConfigError(
@@ -189,7 +207,6 @@ def verify_file(
         sequences = [engine.tokenize(prompt)[:_MAX_PROMPT_TOKENS] for prompt in PROMPTS]
         states = reference.hidden_states(sequences)
         differences = _compare_logits(engine, sequences, reference.head(states))
-        pooling = header.metadata.get(f"{engine.info.architecture}.pooling_type", _POOLING_NONE)
         pooled_error = None
         if pooling != _POOLING_NONE:
             expected = _pool(states, pooling, opened, reference)
@@ -201,8 +218,6 @@ def verify_file(
             )
     finally:
         engine.close()
-    stated = file_type_of_id(header.metadata.get("general.file_type"))
-    type_name = stated.name if stated is not None else ""
     return VerificationReport(
         path=path,
         checkpoint=opened.folder,
@@ -210,7 +225,7 @@ def verify_file(
         prompts=len(sequences),
         **differences,
         max_pooled_error=pooled_error,
-        limits=limits_of(type_name),
+        limits=limits,
         duration_s=time.monotonic() - started_s,
     )
 
@@ -236,7 +251,7 @@ def _bits(type_name: str) -> float:
 
 
 def _compare_logits(
-    engine: LlamaEngine, sequences: list[list[int]], expected: list[NDArray[np.float32]]
+    engine: Engine, sequences: list[list[int]], expected: list[NDArray[np.float32]]
 ) -> dict[str, Any]:
     """Return the fields of the report that tell of logits."""
     errors: list[float] = []

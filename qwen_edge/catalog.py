@@ -145,7 +145,12 @@ def _as_path(text: str) -> Path:
 
 def _looks_like_path(text: str) -> bool:
     starts = (".", "~", "/", os.sep)
-    return text.lower().endswith(".gguf") or text.startswith(starts) or "\\" in text or text.count("/") > 1
+    return (
+        text.lower().endswith((".gguf", ".onnx"))
+        or text.startswith(starts)
+        or "\\" in text
+        or text.count("/") > 1
+    )
 
 
 def _split_type(text: str) -> tuple[str, str | None]:

@@ -105,6 +105,9 @@ class LoadConfig:
         adapters: GGUF adapters that act on the model, each a path, a (path, scale) or an AdapterConfig; several add up.
         prefix_cache: Keep the evaluated system prompt and tools in a file, so that the next process need not evaluate
             them again. The file holds their tokens too. See qwen_edge.prefix_cache.
+        provider: Where an ONNX model runs: "cpu", "openvino", or the name of another execution provider of the installed
+            ONNX Runtime. kv_type, flash_attention, load_mode, safe_kernels and adapters are llama.cpp's: an ONNX model
+            has its KV cache in F32, and refuses the others.
     """
 
     n_ctx: int = DEFAULT_N_CTX
@@ -117,6 +120,7 @@ class LoadConfig:
     safe_kernels: bool | None = None
     adapters: tuple[AdapterConfig, ...] = ()
     prefix_cache: bool = True
+    provider: str = "cpu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,11 +47,51 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success its files are flushed and it is renamed, else removed.
+
+    A folder that is there is moved aside before and removed afterwards. A killed process leaves the old folder or none
+    under the name, and a `.NAME.*.part` folder, which the next call for the same target removes.
+
+    Args:
+        target: The folder to make, without sub-folders. Its parent is created.
+
+    Raises:
+        OSError: The parent cannot be written, or the disk is full.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_parts(target)
+    prefix = f".{target.name}.{os.getpid()}."
+    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=target.parent))
+    try:
+        yield part
+        for path in part.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)
+        if target.is_dir():
+            old = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=target.parent))
+            target.replace(old)
+            part.replace(target)
+            shutil.rmtree(old)
+        else:
+            part.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _remove_stale_parts(target: Path) -> None:
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         pid = part.name.removeprefix(f".{target.name}.").split(".")[0]
         if pid.isdigit() and not _is_running(int(pid)):
-            part.unlink(missing_ok=True)
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def remove_stale_parts(folder: Path) -> None:
@@ -61,7 +102,7 @@ def remove_stale_parts(folder: Path) -> None:
     """
     for part in folder.glob(".*.part"):
         pid = part.name.split(".")[-3]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not _is_running(int(pid)) and part.is_file():
             part.unlink(missing_ok=True)
 
 

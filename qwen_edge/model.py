@@ -20,6 +20,7 @@ from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
+from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import ClosedError
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
@@ -280,21 +281,32 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
     """Load a model.
 
     Args:
-        name_or_path: A GGUF file, or the name of a model in the catalog.
+        name_or_path: A GGUF file, a folder that was exported to ONNX, or the name of a model in the catalog.
         config: How to load it.
         **settings: Single fields of LoadConfig, in place of or on top of `config`: load(path, n_ctx=2048), or
             load(path, adapters=["a.gguf", ("b.gguf", 0.5)]).
 
     Raises:
         ModelNotFoundError: No such file or name.
-        GGUFError: The file is damaged.
-        ConfigError: A setting is unknown or out of range, or an adapter was made for another model.
+        FormatError: A file is damaged (GGUFError for a GGUF file).
+        ConfigError: A setting is unknown, out of range or for the other kind of model, or an adapter was made for
+            another model.
         NativeMissingError: llama-cpp-python is not installed.
+        MissingExtraError: onnxruntime is not installed, for an ONNX folder.
     """
-    path: Path = hub.locate(name_or_path)
+    config = _merge(config or LoadConfig(), settings)
+    return Model(_engine(hub.locate(name_or_path), config))
+
+
+def _engine(path: Path, config: LoadConfig) -> Engine:
+    """Load the engine that runs what stands at a path."""
+    if is_onnx(path):
+        from qwen_edge.engines.onnx import OnnxEngine
+
+        return OnnxEngine(path, config)
     from qwen_edge.engines.llama import LlamaEngine
 
-    return Model(LlamaEngine(path, _merge(config or LoadConfig(), settings)))
+    return LlamaEngine(path, config)
 
 
 def _merge(config: LoadConfig, settings: Mapping[str, Any]) -> LoadConfig:

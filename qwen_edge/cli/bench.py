@@ -70,7 +70,7 @@ def command(
     repetitions: int,
     output_format: str,
 ) -> None:
-    """Measure each FILE (a GGUF file, or a model's name) in a fresh process, through the API that programs use.
+    """Measure each FILE (a GGUF file, an ONNX folder, or a model's name) in a fresh process, through the API that programs use.
 
     Speeds are medians; prefill and decode both start behind DEPTH cached tokens.
     """

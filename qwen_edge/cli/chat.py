@@ -24,7 +24,7 @@ _HELP = "/new begins again, /stats shows what the last answer cost, /exit or Ctr
 @generation_options
 @format_option
 def command(file: str, system: str | None, options: GenerationOptions, output_format: str) -> None:
-    """Talk to the model in FILE (a GGUF file, or a model's name).
+    """Talk to the model in FILE (a GGUF file, an ONNX folder, or a model's name).
 
     Reads one turn a line; with a pipe on stdin it answers each line and ends. With --format json each answer
     is one line of JSON.

@@ -1,4 +1,4 @@
-"""`qwen-edge convert`: a checkpoint, or an adapter, becomes a GGUF file."""
+"""`qwen-edge convert`: a checkpoint, or an adapter, becomes a GGUF file; a checkpoint also an ONNX folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from qwen_edge.cli.onnx_options import WEIGHT_TYPES, OnnxOptions, export, onnx_options, refuse, verify_made
 from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
 
@@ -24,42 +25,52 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "file_format",
-    type=click.Choice(["gguf"]),
+    type=click.Choice(["gguf", "onnx"]),
     default="gguf",
     show_default=True,
-    help="The file to make.",
+    help="What to make: a GGUF file for llama.cpp, or a folder for ONNX Runtime.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["f32", "f16", "bf16"]),
-    help="Type of the matrices. bf16 keeps published Qwen weights bit for bit. [default: bf16; of an adapter f32]",
+    help="GGUF: type of the matrices. bf16 keeps published Qwen weights bit for bit. [default: bf16; of an adapter f32]",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHT_TYPES),
+    help="ONNX: type of the layers' matrices, and of the rest where nothing else is asked for. [default: f32]",
+)
+@onnx_options
 @merged_adapter_option("PEFT adapter to merge into CHECKPOINT, its folder; may be given again.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
-    help="The checkpoint that the adapter CHECKPOINT was trained on.",
+    help="GGUF: the checkpoint that the adapter CHECKPOINT was trained on.",
 )
 @click.option(
     "--reranker/--no-reranker",
     default=None,
-    help="Make a reranker of it, or not. [default: what the checkpoint calls itself]",
+    help="GGUF: make a reranker of it, or not. [default: what the checkpoint calls itself]",
 )
 @click.option(
-    "--verify", is_flag=True, help="Compare the file with the checkpoint afterwards, see: qwen-edge verify"
+    "--verify",
+    is_flag=True,
+    help="Compare what was made with the checkpoint afterwards, see: qwen-edge verify",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The GGUF file. [default: CHECKPOINT's name-DTYPE.gguf, here]",
+    help="The GGUF file or ONNX folder. [default: CHECKPOINT's name-DTYPE.gguf or -onnx-WEIGHTS, here]",
 )
-@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--force", is_flag=True, help="Replace an existing file or exported folder.")
 @format_option
 def command(
     checkpoint: Path,
     file_format: str,
     dtype: str | None,
+    weights: str | None,
+    onnx: OnnxOptions,
     adapters: tuple[AdapterConfig, ...],
     base: Path | None,
     reranker: bool | None,
@@ -68,7 +79,7 @@ def command(
     force: bool,
     output_format: str,
 ) -> None:
-    """Turn CHECKPOINT into a GGUF file.
+    """Turn CHECKPOINT into a GGUF file, or with --to onnx into a folder for ONNX Runtime.
 
     CHECKPOINT is a folder with config.json, tokenizer.json and *.safetensors (Qwen3, Qwen2 or Qwen2.5), one
     .safetensors file with the others beside it, or the name of a model that `qwen-edge pull` has fetched.
@@ -81,8 +92,38 @@ def command(
     from qwen_edge.hub import locate_checkpoint
 
     checkpoint = locate_checkpoint(checkpoint)
-    assert file_format == "gguf", "Bug: the option knows one format"
     is_adapter = is_adapter_folder(checkpoint) and not (checkpoint / "config.json").exists()
+    if file_format == "onnx":
+        if is_adapter:
+            raise click.UsageError(
+                f"{checkpoint} is an adapter: merge it with: "
+                f"qwen-edge convert CHECKPOINT --to onnx --adapter {quote(str(checkpoint))}"
+            )
+        gguf_only: dict[str, object] = {"--dtype": dtype, "--base": base}
+        if onnx.opset_only:
+            refuse({"--verify": verify}, "needs ONNX Runtime's own operators, without --opset-only.")
+        gguf_only["--reranker/--no-reranker"] = None if reranker is None else True
+        refuse(
+            gguf_only,
+            "goes with --to gguf; the types of an ONNX model are --weights, --head and --embedding.",
+        )
+        weights = weights or "f32"
+        target = output or Path(f"{checkpoint_name(checkpoint)}-onnx-{weights}")
+        export(
+            checkpoint,
+            target,
+            weights,
+            onnx,
+            adapters=adapters,
+            force=force,
+            verify=verify,
+            output_format=output_format,
+        )
+        return
+    refuse(
+        {"--weights": weights, **dict.fromkeys(onnx.given(), True)},
+        "goes with --to onnx; the type of a GGUF file is --dtype.",
+    )
     _check_usage(checkpoint, is_adapter, adapters, base)
     dtype = dtype or ("f32" if is_adapter else "bf16")
     target = output or Path(f"{checkpoint_name(checkpoint)}-{dtype}.gguf")
@@ -150,7 +191,7 @@ def _convert_checkpoint(checkpoint: Path, target: Path, settings: _Settings, out
     else:
         click.echo(_summary(report))
     if settings.verify:
-        _verify(target, checkpoint, settings.adapters)
+        verify_made(target, checkpoint, settings.adapters)
     smaller = target.with_name(f"{target.stem.removesuffix(f'-{settings.dtype}')}-Q4_K_M.gguf")
     note(f"Next: qwen-edge quantize {quote(str(target))} --type Q4_K_M -o {quote(str(smaller))}")
 
@@ -167,15 +208,6 @@ def _convert_adapter(adapter: Path, base: Path, target: Path, dtype: AdapterType
             f"{report.parameter_count / 1e6:,.2f} M weights in {report.tensor_count} tensors"
         )
     note(f"Next: qwen-edge run MODEL PROMPT --adapter {quote(str(target))}")
-
-
-def _verify(target: Path, checkpoint: Path, adapters: tuple[AdapterConfig, ...]) -> None:
-    from qwen_edge.cli.verify import summary
-    from qwen_edge.convert import verify_file
-
-    report = verify_file(target, checkpoint, adapters=adapters)
-    note(summary(report))
-    report.require()
 
 
 def _summary(report: ConversionReport) -> str:

@@ -19,9 +19,9 @@ from qwen_edge import __version__
 VERBS: dict[str, str] = {
     "list": "Show the models that have a name, and which fit here.",
     "pull": "Fetch a model and check it.",
-    "convert": "Turn a checkpoint into a GGUF file.",
+    "convert": "Turn a checkpoint into a GGUF file or an ONNX folder.",
     "verify": "Compare a GGUF file with the checkpoint it was made from.",
-    "quantize": "Make a GGUF file smaller.",
+    "quantize": "Make a GGUF file or an ONNX folder smaller.",
     "run": "Answer one prompt.",
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure speed and memory of model files.",

@@ -1,4 +1,4 @@
-"""`qwen-edge quantize`: a GGUF file becomes a smaller one."""
+"""`qwen-edge quantize`: a GGUF file, or an ONNX folder, becomes a smaller one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.onnx_options import OnnxOptions, export, onnx_options, refuse
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
 from qwen_edge.quant_types import FILE_TYPE_ALIASES, FILE_TYPES, TENSOR_TYPES, file_type
 
@@ -42,23 +43,31 @@ def _types_help() -> str:
 @click.command("quantize", epilog=_types_help())
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "-t", "--type", "type_name", required=True, metavar="TYPE", help="Type to make, such as Q4_K_M."
+    "-t",
+    "--type",
+    "type_name",
+    required=True,
+    metavar="TYPE",
+    help="Type to make, such as Q4_K_M; of an ONNX folder int8 or int4.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The new file. [default: FILE with the type in its name replaced]",
+    help="The new file or folder. [default: FILE with the type in its name replaced]",
 )
 @click.option(
-    "--allow-requantize", is_flag=True, help="Accept a FILE that is quantized already; errors add up."
+    "--allow-requantize", is_flag=True, help="GGUF: accept a FILE that is quantized already; errors add up."
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. [default: physical cores]"
+    "--threads", type=click.IntRange(min=1), metavar="N", help="GGUF: CPU threads. [default: physical cores]"
 )
-@click.option("--pure", is_flag=True, help="One type for all matrices: smaller, and worse than the mixture.")
-@click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--dry-run", is_flag=True, help="Only tell the size, exactly.")
+@click.option(
+    "--pure", is_flag=True, help="GGUF: one type for all matrices: smaller, and worse than the mixture."
+)
+@click.option("--force", is_flag=True, help="Replace an existing file or exported folder.")
+@click.option("--dry-run", is_flag=True, help="GGUF: only tell the size, exactly.")
+@onnx_options
 @format_option
 def command(
     file: Path,
@@ -69,13 +78,20 @@ def command(
     pure: bool,
     force: bool,
     dry_run: bool,
+    onnx: OnnxOptions,
     output_format: str,
 ) -> None:
-    """Make a GGUF FILE smaller.
+    """Make FILE smaller: a GGUF file, or an ONNX folder with F32 or F16 weights.
 
-    Embedding, head and some matrices get more bits than the type's name says, as llama.cpp mixes them; --dry-run
+    In a GGUF file embedding, head and some matrices get more bits than the type's name says, as llama.cpp mixes them; --dry-run
     tells what comes out.
     """
+    if file.is_dir():
+        gguf_only = {"--allow-requantize": allow_requantize, "--threads": threads}
+        refuse({**gguf_only, "--pure": pure, "--dry-run": dry_run}, "goes with a GGUF file.")
+        _quantize_folder(file, output, type_name, onnx, force=force, output_format=output_format)
+        return
+    refuse(dict.fromkeys(onnx.given(), True), "goes with an ONNX folder.")
     from qwen_edge.quantize import plan_quantization, quantize_file
 
     target = output or default_target(file, file_type(type_name).name)
@@ -104,6 +120,34 @@ def command(
     else:
         click.echo(_summary(report))
     note(f'Next: qwen-edge run {quote(str(target))} "Hello"')
+
+
+def _quantize_folder(
+    folder: Path, output: Path | None, type_name: str, onnx: OnnxOptions, *, force: bool, output_format: str
+) -> None:
+    from qwen_edge.errors import ConfigError
+
+    kind = type_name.lower()
+    if kind not in ("int8", "int4"):
+        raise click.UsageError(
+            f"--type {type_name}: {folder} is a folder, and an ONNX model is quantized to int8 or int4. "
+            "GGUF types take a GGUF file: qwen-edge convert CHECKPOINT"
+        )
+    if not (folder / "model.onnx").is_file():
+        raise ConfigError(
+            f"{folder} is a folder without a model.onnx",
+            hint=f"Of a checkpoint, make one: qwen-edge convert {quote(str(folder))} --to onnx --weights {kind}",
+        )
+    folder = folder if folder.name else folder.absolute()
+    name = re.sub(r"[-._](f32|f16)$", "", folder.name, flags=re.IGNORECASE)
+    export(
+        folder,
+        output or folder.with_name(f"{name}-{kind}"),
+        kind,
+        onnx,
+        force=force,
+        output_format=output_format,
+    )
 
 
 def default_target(source: Path, type_name: str) -> Path:

@@ -32,7 +32,7 @@ def command(
     options: GenerationOptions,
     output_format: str,
 ) -> None:
-    """Answer PROMPT with the model in FILE (a GGUF file, or a model's name).
+    """Answer PROMPT with the model in FILE (a GGUF file, an ONNX folder, or a model's name).
 
     The answer goes to stdout, thinking and figures to stderr. PROMPT "-" is read from stdin.
     """

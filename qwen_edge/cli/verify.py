@@ -1,4 +1,4 @@
-"""`qwen-edge verify`: does a GGUF file compute what its checkpoint does?"""
+"""`qwen-edge verify`: does a file compute what its checkpoint does?"""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def command(
 ) -> None:
     """Run fixed prompts through FILE and through its checkpoint, and compare every logit.
 
-    FILE is a GGUF file, or a pulled one's name as in qwen3-0.6b@q8_0. It runs in llama.cpp as it does
-    elsewhere; the checkpoint in a plain float32 computation that shares no code with it. Fails where FILE is further off than rounding to its type explains.
+    FILE is a GGUF file, a pulled one's name as in qwen3-0.6b@q8_0, or an ONNX folder. It runs in its engine as it
+    does elsewhere; the checkpoint in a plain float32 computation that shares no code with it. Fails where FILE is further off than rounding to its type explains.
     """
     from qwen_edge.convert import verify_file
     from qwen_edge.hub import locate, locate_checkpoint

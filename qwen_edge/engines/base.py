@@ -46,8 +46,8 @@ class ModelInfo:
     """Facts of a loaded model.
 
     Attributes:
-        path: The file, or None for an engine without one.
-        engine: Name of the engine: "llama.cpp", "fake".
+        path: The file or folder, or None for an engine without one.
+        engine: Name of the engine: "llama.cpp", "onnxruntime", "fake".
         architecture: As the file says: "qwen3", "qwen2".
         name: The file's name for the model, "" when it has none.
         chat_template: Jinja source, "" when the file has none.

@@ -39,7 +39,7 @@ _IDLE_S = 2.0
 
 
 class Evaluator(Protocol):
-    """What the scheduler drives: NativeBatchContext, or a stand-in for tests."""
+    """What the scheduler drives: NativeBatchContext, OnnxCache, or a stand-in for tests."""
 
     n_batch: int
 

@@ -16,7 +16,7 @@ from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.digests import FileIdentity
 from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo, TokenConstraint
 from qwen_edge.engines.llama_shared import SharedCache
-from qwen_edge.errors import ContextOverflowError
+from qwen_edge.errors import ConfigError, ContextOverflowError
 from qwen_edge.native import library, probe, state
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
 from qwen_edge.native.pooling import pooled_output, pooled_size, pooling_type
@@ -109,11 +109,16 @@ class LlamaEngine(Engine):
 
         Raises:
             ModelNotFoundError, GGUFError: The file or an adapter is missing or cannot be loaded.
-            ConfigError: An adapter was made for another model.
+            ConfigError: An adapter was made for another model, or a setting is for ONNX models.
             NativeMissingError: llama-cpp-python is not installed.
             NativeCrashError: The library dies on this machine whatever the kernels.
         """
         check_is_gguf(path)
+        if config.provider != "cpu":
+            raise ConfigError(
+                f"provider={config.provider!r} does not apply to a GGUF file: llama.cpp runs it on the CPU",
+                hint="Leave provider out, or export the checkpoint to ONNX.",
+            )
         # Of the files as they are now: what stands there later is not what is in memory.
         self._weights = FileIdentity.of_parts(path)
         safe_kernels = config.safe_kernels

@@ -35,7 +35,7 @@ def model_path(model: CatalogModel) -> Path:
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the GGUF file that a name or path means.
+    """Return what a name or path means to load: a GGUF file, or a path as it is (of an ONNX folder too).
 
     Without a type the one that most people run is taken; where there is a choice, a warning says which.
 

@@ -55,7 +55,7 @@ def check_is_gguf(path: Path) -> None:
     """
     if path.is_dir():
         raise ModelNotFoundError(
-            f"{path} is a folder, not a GGUF file",
+            f"{path} is a folder without model.onnx, and not a GGUF file",
             hint=f"If it is a checkpoint, convert it first: qwen-edge convert {path} -o model.gguf",
         )
     if not path.exists():

@@ -45,7 +45,8 @@ def api() -> ModuleType:
         except ModuleNotFoundError as error:
             raise NativeMissingError(
                 f"the llama.cpp engine needs {error.name!r}, which is not installed",
-                hint='In a checkout run: make setup   Elsewhere: pip install "qwen-edge[llama]" (compiles about 4 minutes).',
+                hint='In a checkout run: make setup   Elsewhere: pip install "qwen-edge[llama]" (compiles about 4 minutes). '
+                'Without a compiler: pip install "qwen-edge[onnx]" and a model exported to ONNX.',
             ) from error
         except (OSError, RuntimeError) as error:
             raise NativeMissingError(

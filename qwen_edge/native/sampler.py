@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_edge.candidates import allowed_of, candidates_needed, set_bits, superset_of_best
 from qwen_edge.config import SamplingConfig
 from qwen_edge.native.handles import NativeModel
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 _RANDOM_SEED = 0xFFFFFFFF
 # Source: include/llama.h, llama_token_data.
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-# Logits in one group of _superset_of_best: a column, since numpy compares whole rows fastest.
-_GROUP = 64
 
 
 class LogitsOwner(Protocol):
@@ -49,7 +48,7 @@ class NativeSampler:
         self._api = api = model._api
         self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         self._free = weakref.finalize(self, api.llama_sampler_free, self._chain)
-        self._needed = _candidates_needed(config)
+        self._needed = candidates_needed(config)
         self._candidates = np.zeros(model.n_vocab, dtype=_CANDIDATE)
         self._array = api.llama_token_data_array(data=self._candidates.ctypes.data_as(api.llama_token_data_p))
         if config.has_penalties:
@@ -98,16 +97,16 @@ class NativeSampler:
             assert self._free.alive, "Bug: sampler used after close"
             logits = context.last_logits()
             needed = len(logits) if self._needed is None else self._needed
-            best = _superset_of_best(logits, needed)
+            best = superset_of_best(logits, needed)
             if len(best) < needed:
                 best = np.arange(len(logits))
             token = self._draw_from(best, logits[best])
             if constraint is not None and not constraint.allows(token):
                 mask = constraint.mask()
                 # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
-                allowed = best[mask[best >> 5] >> (best & 31).astype(np.uint32) & 1 == 1]
+                allowed = allowed_of(best, mask)
                 if len(allowed) < needed:
-                    allowed = _set_bits(mask, len(logits))
+                    allowed = set_bits(mask, len(logits))
                 assert len(allowed), "Bug: a constraint that allows no token"
                 token = self._draw_from(allowed, logits[allowed])
             self._api.llama_sampler_accept(self._chain, token)
@@ -127,44 +126,3 @@ class NativeSampler:
     def close(self) -> None:
         """Free the chain."""
         self._free()
-
-
-def _superset_of_best(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Return ids, ascending, among which the `count` best are; fewer than `count` where this way does not work.
-
-    The count-th best of the maxima of groups cannot be above the count-th best of all.
-
-    Args:
-        logits: float32 [n_vocab].
-        count: How many are needed.
-    """
-    n_groups = len(logits) // _GROUP
-    if n_groups < count:
-        return np.empty(0, dtype=np.intp)
-    maxima = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
-    bound = np.partition(maxima, n_groups - count)[n_groups - count]
-    return np.flatnonzero(logits >= bound)
-
-
-def _set_bits(mask: NDArray[np.uint32], n_vocab: int) -> NDArray[np.intp]:
-    """Return the tokens of a mask, ascending; words without one are never expanded."""
-    words = np.flatnonzero(mask)
-    bits = np.unpackbits(mask[words].astype("<u4").view(np.uint8), bitorder="little")
-    places = np.flatnonzero(bits)
-    ids: NDArray[np.intp] = words[places >> 5] * 32 + (places & 31)
-    return ids[ids < n_vocab]
-
-
-def _candidates_needed(config: SamplingConfig) -> int | None:
-    """Return how many of the most likely tokens decide the result, or None when all may.
-
-    The chain keeps the best k. A penalty that only lowers logits cannot lift a token past others, and at most
-    penalty_last_n tokens are lowered, so the best k afterwards are among the best k + n before.
-    """
-    kept = 1 if config.temperature == 0.0 else config.top_k
-    if kept == 0:
-        return None
-    if not config.has_penalties:
-        return kept
-    only_lowers = config.presence_penalty >= 0.0 and config.repetition_penalty >= 1.0
-    return kept + config.penalty_last_n if only_lowers else None

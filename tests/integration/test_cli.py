@@ -24,18 +24,18 @@ def qwen_edge(*args: str | Path, stdin: str = "") -> Run:
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
 
 
-def test_run_prints_the_answer_on_stdout_and_the_rest_on_stderr(tiny_bf16: Path) -> None:
+def test_run_prints_the_answer_on_stdout_and_the_rest_on_stderr(tiny_path: Path) -> None:
     result = qwen_edge(
-        "run", tiny_bf16, "What is the capital of Greece?", "--thinking", "on", "--temperature", "0"
+        "run", tiny_path, "What is the capital of Greece?", "--thinking", "on", "--temperature", "0"
     )
     assert (result.returncode, result.stdout) == (0, "Athens.\n")
     assert result.stderr.startswith("thinking: ")
     assert "tokens/s" in result.stderr
 
 
-def test_run_json_has_every_field(tiny_bf16: Path) -> None:
+def test_run_json_has_every_field(tiny_path: Path) -> None:
     result = qwen_edge(
-        "run", tiny_bf16, "What is the capital of Greece?", "--thinking", "off", "--max-tokens", "30", "--n-ctx", "512",
+        "run", tiny_path, "What is the capital of Greece?", "--thinking", "off", "--max-tokens", "30", "--n-ctx", "512",
         "--temperature", "0.7", "--seed", "1", "--format", "json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -46,23 +46,23 @@ def test_run_json_has_every_field(tiny_bf16: Path) -> None:
         "peak_memory_bytes",
     } <= set(reply["stats"])  # fmt: skip
     assert reply["finish_reason"] == "stop"
-    assert reply["stats"]["peak_memory_bytes"] > tiny_bf16.stat().st_size
+    assert reply["stats"]["peak_memory_bytes"] > tiny_path.stat().st_size
 
 
-def test_run_ends_in_time(tiny_bf16: Path) -> None:
-    result = qwen_edge("run", tiny_bf16, "word " * 2000, "--timeout", "0.001", "--format", "json")
+def test_run_ends_in_time(tiny_path: Path) -> None:
+    result = qwen_edge("run", tiny_path, "word " * 2000, "--timeout", "0.001", "--format", "json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["finish_reason"] == "cancelled"
-    shown = qwen_edge("run", tiny_bf16, "word " * 2000, "--timeout", "0.001")
+    shown = qwen_edge("run", tiny_path, "word " * 2000, "--timeout", "0.001")
     assert "cancelled" in shown.stderr
-    assert qwen_edge("run", tiny_bf16, "Hi", "--timeout", "0").returncode == 2
+    assert qwen_edge("run", tiny_path, "Hi", "--timeout", "0").returncode == 2
 
 
 @pytest.mark.parametrize("options", [[], ["--no-prefix-cache"]])
-def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tiny_bf16: Path) -> None:
+def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tiny_path: Path) -> None:
     result = qwen_edge(
         "run",
-        tiny_bf16,
+        tiny_path,
         "Say Anna.",
         "--system",
         "Be brief.",
@@ -76,23 +76,23 @@ def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tin
     assert (json.loads(result.stdout)["stats"]["prefix_cache"] == "off") == bool(options)
 
 
-def test_run_reads_the_prompt_from_stdin(tiny_bf16: Path) -> None:
-    result = qwen_edge("run", tiny_bf16, "-", "--thinking", "off", "--temperature", "0", stdin="Say Anna.")
+def test_run_reads_the_prompt_from_stdin(tiny_path: Path) -> None:
+    result = qwen_edge("run", tiny_path, "-", "--thinking", "off", "--temperature", "0", stdin="Say Anna.")
     assert result.stdout == "Anna\n"
 
 
-def test_chat_answers_each_line_of_a_pipe(tiny_bf16: Path) -> None:
+def test_chat_answers_each_line_of_a_pipe(tiny_path: Path) -> None:
     turns = "Say Anna.\n\n/stats\n/new\n/nonsense\nSay Karl.\n/exit\nSay Otto.\n"
-    result = qwen_edge("chat", tiny_bf16, "--thinking", "off", "--temperature", "0", stdin=turns)
+    result = qwen_edge("chat", tiny_path, "--thinking", "off", "--temperature", "0", stdin=turns)
     assert (result.returncode, result.stdout) == (0, "Anna\nKarl\n")
     assert "no command /nonsense" in result.stderr
     assert "a new conversation" in result.stderr
 
 
-def test_chat_json_is_one_line_a_reply(tiny_bf16: Path) -> None:
+def test_chat_json_is_one_line_a_reply(tiny_path: Path) -> None:
     result = qwen_edge(
         "chat",
-        tiny_bf16,
+        tiny_path,
         "--thinking",
         "off",
         "--temperature",
@@ -104,17 +104,17 @@ def test_chat_json_is_one_line_a_reply(tiny_bf16: Path) -> None:
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["Anna", "Karl"]
 
 
-def test_chat_goes_on_after_a_turn_that_does_not_fit(tiny_bf16: Path) -> None:
+def test_chat_goes_on_after_a_turn_that_does_not_fit(tiny_path: Path) -> None:
     turns = f"{'word ' * 500}\nSay Anna.\n"
     result = qwen_edge(
-        "chat", tiny_bf16, "--n-ctx", "128", "--thinking", "off", "--temperature", "0", stdin=turns
+        "chat", tiny_path, "--n-ctx", "128", "--thinking", "off", "--temperature", "0", stdin=turns
     )
     assert (result.returncode, result.stdout) == (0, "Anna\n")
     assert "holds 128" in result.stderr
 
 
-def test_ctrl_c_ends_the_program_with_130_and_no_traceback(tiny_bf16: Path) -> None:
-    command = [sys.executable, "-m", "qwen_edge", "chat", str(tiny_bf16), "--threads", "1"]
+def test_ctrl_c_ends_the_program_with_130_and_no_traceback(tiny_path: Path) -> None:
+    command = [sys.executable, "-m", "qwen_edge", "chat", str(tiny_path), "--threads", "1"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_program_with_130_and_no_traceback(tiny_bf16: Path) -> N
     assert "Traceback" not in stderr
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(tiny_bf16: Path) -> None:
+def test_a_reader_that_goes_away_ends_it_quietly(tiny_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     command = [
@@ -139,7 +139,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tiny_bf16: Path) -> None:
         "-m",
         "qwen_edge",
         "run",
-        str(tiny_bf16),
+        str(tiny_path),
         "Say Anna.",
         "--thinking",
         "off",

@@ -26,6 +26,7 @@ LAYERS = (
         "types",
         "openai_format",
         "config",
+        "candidates",
         "quant_types",
         "digests",
         "manifest",
@@ -38,6 +39,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_onnx",
         "async_call",
         "async_session",
         "cancellation",
@@ -66,7 +68,7 @@ LAYERS = (
 CORE = LAYERS[3]
 TOOLS = ("convert", "quantize", "bench")
 
-ONLY_IMPORTER = {"llama_cpp": "native", "onnxruntime": "engines.onnx"}
+ONLY_IMPORTER = {"llama_cpp": "native", "onnxruntime": "engines.onnx_runtime"}
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

@@ -45,6 +45,19 @@ def test_bench_prints_the_schema(tiny_bf16, capsys):
     assert result["memory"]["peak_rss_bytes"] > tiny_bf16.stat().st_size
 
 
+def test_bench_measures_an_onnx_folder(tiny_onnx, capsys):
+    assert main(["bench", str(tiny_onnx), *SMALL, "--format", "json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    graph, weights = tiny_onnx / "model.onnx", tiny_onnx / "model.onnx.data"
+    assert result["engine"] == "onnxruntime"
+    assert result["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert result["size_bytes"] == graph.stat().st_size + weights.stat().st_size
+    assert result["bits_per_weight"] == pytest.approx(32, abs=0.1)
+    assert result["decode_tokens_per_s"]["median"] > 0
+    assert main(["bench", str(tiny_onnx), *SMALL]) == 0
+    assert "ONNX Runtime on cpu" in capsys.readouterr().out
+
+
 def test_peak_memory_is_that_of_the_file_not_of_this_process(tiny_bf16, capsys):
     ballast = bytearray(400 << 20)
     ballast[::4096] = bytes(len(ballast[::4096]) * [1])

@@ -41,9 +41,9 @@ def test_eight_threads_share_a_model(tiny_model: Model) -> None:
         list(executor.map(work, range(8)))
 
 
-def test_closing_a_model_that_eight_threads_use(tiny_bf16: Path) -> None:
+def test_closing_a_model_that_eight_threads_use(tiny_path: Path) -> None:
     for delay_s in (0.0, 0.02, 0.1):
-        model = load(tiny_bf16, n_ctx=512, n_threads=1, safe_kernels=False)
+        model = load(tiny_path, n_ctx=512, n_threads=1, safe_kernels=False)
         begun = threading.Barrier(9)
         endings: list[BaseException] = []
 
@@ -82,12 +82,12 @@ def test_replies_of_several_tasks_are_those_of_one(tiny_model: Model) -> None:
     assert asyncio.run(main()) == expected
 
 
-def test_cancelling_ends_the_reading_of_one_large_batch(tiny_bf16: Path) -> None:
+def test_cancelling_ends_the_reading_of_one_large_batch(tiny_path: Path) -> None:
     """The whole prompt is one native call: without an abort inside it, control would come back at its end only."""
 
     async def main() -> None:
         with (
-            load(tiny_bf16, n_ctx=4096, n_batch=4096, n_threads=1, safe_kernels=False) as model,
+            load(tiny_path, n_ctx=4096, n_batch=4096, n_threads=1, safe_kernels=False) as model,
             model.session() as session,
         ):
             prompt = "And it came to pass. " * 600

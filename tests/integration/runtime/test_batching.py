@@ -24,8 +24,8 @@ def questions(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_bf16: Path, questions: list[str]) -> list[str]:
-    with load(tiny_bf16, n_ctx=N_CTX, n_threads=1, safe_kernels=False) as model:
+def alone(tiny_path: Path, questions: list[str]) -> list[str]:
+    with load(tiny_path, n_ctx=N_CTX, n_threads=1, safe_kernels=False) as model:
         return [_ask(model.session(), question).text for question in questions]
 
 
@@ -48,9 +48,9 @@ def _all_at_once(works: list[Callable[[], None]]) -> None:
 
 @pytest.mark.parametrize("n_sessions", [2, 4, 8])
 def test_the_answers_are_those_of_sessions_alone(
-    tiny_bf16: Path, questions: list[str], alone: list[str], n_sessions: int
+    tiny_path: Path, questions: list[str], alone: list[str], n_sessions: int
 ) -> None:
-    with _shared(tiny_bf16, n_sessions) as model:
+    with _shared(tiny_path, n_sessions) as model:
         sessions = [model.session() for _ in range(n_sessions)]
         found: dict[int, Reply] = {}
 
@@ -61,17 +61,17 @@ def test_the_answers_are_those_of_sessions_alone(
     assert [found[i].text for i in range(n_sessions)] == alone[:n_sessions]
 
 
-def test_turns_reuse_what_is_in_the_cache(tiny_bf16: Path, questions: list[str]) -> None:
-    with _shared(tiny_bf16, 2) as model, model.session() as session:
+def test_turns_reuse_what_is_in_the_cache(tiny_path: Path, questions: list[str]) -> None:
+    with _shared(tiny_path, 2) as model, model.session() as session:
         _ask(session, questions[0])
         second = session.send(questions[1], thinking="off", max_tokens=16, sampling=GREEDY)
         assert second.stats.cached_tokens > 0
 
 
 def test_there_is_room_for_as_many_as_was_said(
-    tiny_bf16: Path, questions: list[str], alone: list[str]
+    tiny_path: Path, questions: list[str], alone: list[str]
 ) -> None:
-    with _shared(tiny_bf16, 2) as model:
+    with _shared(tiny_path, 2) as model:
         first, second = model.session(), model.session()
         with pytest.raises(ConfigError, match="all 2 sessions"):
             model.session()
@@ -83,17 +83,17 @@ def test_there_is_room_for_as_many_as_was_said(
         assert _ask(second, questions[1]).text == alone[1]
 
 
-def test_the_context_of_one_session_is_its_own(tiny_bf16: Path) -> None:
-    with _shared(tiny_bf16, 2) as model, model.session() as session, model.session() as other:
+def test_the_context_of_one_session_is_its_own(tiny_path: Path) -> None:
+    with _shared(tiny_path, 2) as model, model.session() as session, model.session() as other:
         with pytest.raises(ContextOverflowError):
             session.send("word " * N_CTX)
         assert _ask(other, "What is 2 + 2?").text
 
 
 def test_one_is_cancelled_and_the_other_goes_on(
-    tiny_bf16: Path, questions: list[str], alone: list[str]
+    tiny_path: Path, questions: list[str], alone: list[str]
 ) -> None:
-    with _shared(tiny_bf16, 2) as model:
+    with _shared(tiny_path, 2) as model:
         stopped, going = model.session(), model.session()
         replies: dict[str, Reply] = {}
 
@@ -113,8 +113,8 @@ def test_one_is_cancelled_and_the_other_goes_on(
         assert _ask(stopped, questions[1]).text == alone[1]
 
 
-def test_cancelled_while_a_prompt_is_read(tiny_bf16: Path) -> None:
-    with _shared(tiny_bf16, 2) as model:
+def test_cancelled_while_a_prompt_is_read(tiny_path: Path) -> None:
+    with _shared(tiny_path, 2) as model:
         context = model.engine.new_context()
         context.cancel()
         with pytest.raises(CancelledError):
@@ -126,11 +126,11 @@ def test_cancelled_while_a_prompt_is_read(tiny_bf16: Path) -> None:
         context.close()
 
 
-def test_penalties_and_draws_work_on_shared_logits(tiny_bf16: Path) -> None:
+def test_penalties_and_draws_work_on_shared_logits(tiny_path: Path) -> None:
     texts = []
     for n_sessions in (1, 2):
         config = LoadConfig(n_ctx=N_CTX, n_threads=1, safe_kernels=False, n_sessions=n_sessions)
-        with load(tiny_bf16, config) as model, model.session() as session:
+        with load(tiny_path, config) as model, model.session() as session:
             for top_k in (0, 20):
                 sampling = SamplingConfig(
                     temperature=1.0, top_k=top_k, top_p=0.9, presence_penalty=0.5, seed=3

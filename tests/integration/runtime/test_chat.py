@@ -15,6 +15,7 @@ import pytest
 
 from qwen_edge import Model, load
 from qwen_edge.config import GREEDY, SamplingConfig
+from qwen_edge.engines import numpy_sampler
 from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError, GGUFError, ModelNotFoundError
 from qwen_edge.native import sampler
 from qwen_edge.types import Message, ToolCall
@@ -122,7 +123,8 @@ def test_fewer_candidates_give_the_tokens_of_all(
             return "".join(chunk.text for chunk in stream)
 
     narrow = text()
-    monkeypatch.setattr(sampler, "_candidates_needed", lambda config: None)
+    for module in (sampler, numpy_sampler):
+        monkeypatch.setattr(module, "candidates_needed", lambda config: None)
     assert text() == narrow
 
 
@@ -136,10 +138,10 @@ def test_score_equals_the_decode_path(tiny_model: Model) -> None:
     assert tiny_model.engine.token_bytes(int(np.argmax(logits[-1]))).decode() == text
 
 
-def test_prompt_of_many_batches_equals_one_batch(tiny_bf16: Path) -> None:
+def test_prompt_of_many_batches_equals_one_batch(tiny_path: Path) -> None:
     def answer(n_batch: int) -> str:
         with (
-            load(tiny_bf16, n_ctx=1024, n_batch=n_batch, n_threads=1, safe_kernels=False) as model,
+            load(tiny_path, n_ctx=1024, n_batch=n_batch, n_threads=1, safe_kernels=False) as model,
             model.session() as session,
         ):
             tokens = model.engine.tokenize(
@@ -169,13 +171,13 @@ def test_every_way_to_load_answers(tiny_bf16: Path, settings: dict[str, Any]) ->
     assert reply.text == "Athens."
 
 
-def test_unknown_settings_are_named(tiny_bf16: Path) -> None:
+def test_unknown_settings_are_named(tiny_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown setting n_context"):
-        load(tiny_bf16, n_context=512)
+        load(tiny_path, n_context=512)
 
 
-def test_full_context_and_overflow(tiny_bf16: Path) -> None:
-    with load(tiny_bf16, n_ctx=64, n_threads=1, safe_kernels=False) as model, model.session() as session:
+def test_full_context_and_overflow(tiny_path: Path) -> None:
+    with load(tiny_path, n_ctx=64, n_threads=1, safe_kernels=False) as model, model.session() as session:
         with pytest.raises(ContextOverflowError):
             session.send("word " * 100)
         tokens = model.engine.tokenize("And the king said")
@@ -203,12 +205,12 @@ def test_ctrl_c_stops_and_the_session_goes_on(tiny_model: Model) -> None:
         )
 
 
-def test_ctrl_c_ends_the_native_call_in_flight(tiny_bf16: Path) -> None:
+def test_ctrl_c_ends_the_native_call_in_flight(tiny_path: Path) -> None:
     """On the command line: a prompt of one large batch is given up long before it is read."""
     from qwen_edge.cli.stream import ctrl_c_cancels
 
     with (
-        load(tiny_bf16, n_ctx=4096, n_batch=4096, n_threads=1, safe_kernels=False) as model,
+        load(tiny_path, n_ctx=4096, n_batch=4096, n_threads=1, safe_kernels=False) as model,
         model.session() as session,
     ):
         tokens = model.engine.tokenize("And it came to pass. " * 800)[:4000]

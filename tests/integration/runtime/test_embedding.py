@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from qwen_edge import Model, load
 from qwen_edge.convert import convert_checkpoint
 from qwen_edge.convert.checkpoint import open_checkpoint
-from qwen_edge.convert.reference import Reference, read_tensor
+from qwen_edge.convert.reference import Reference
+from qwen_edge.convert.rows import read_tensor
 from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, UnsupportedError
 from tests import pooled_checkpoints
 

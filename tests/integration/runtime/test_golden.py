@@ -10,7 +10,7 @@ import pytest
 
 from qwen_edge import Message, Model, load
 from qwen_edge.config import GREEDY
-from qwen_edge.convert import convert_checkpoint
+from qwen_edge.convert import OnnxPrecision, convert_checkpoint, export_onnx
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "greedy_tokens.json").read_text())
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
@@ -57,11 +57,19 @@ def test_prompts_are_rendered_and_tokenized_alike(tiny_model: Model) -> None:
 
 # The widest gap between the two best logits at which this arithmetic may choose the other: F32 differs in the order of
 # sums only; in BF16 llama.cpp rounds the activations of every product to 8 bits of mantissa.
-@pytest.mark.parametrize(("dtype", "widest_gap"), [("f32", 0.001), ("bf16", 0.15)])
-def test_greedy_tokens_equal_those_of_transformers(tmp_path: Path, dtype: Any, widest_gap: float) -> None:
+@pytest.mark.parametrize(
+    ("engine", "dtype", "widest_gap"),
+    [("gguf", "f32", 0.001), ("gguf", "bf16", 0.15), ("onnx", "f32", 0.001), ("onnx", "f16", 0.01)],
+)
+def test_greedy_tokens_equal_those_of_transformers(
+    tmp_path: Path, engine: str, dtype: Any, widest_gap: float
+) -> None:
     path = tmp_path / f"tiny-{dtype}.gguf"
-    convert_checkpoint(CHECKPOINT, path, dtype=dtype)
+    if engine == "gguf":
+        convert_checkpoint(CHECKPOINT, path, dtype=dtype)
+    else:
+        export_onnx(CHECKPOINT, path, precision=OnnxPrecision(weights=dtype))
     with load(path, n_ctx=1024, n_threads=1, safe_kernels=False) as model:
         differences = first_differences(model)
     assert [d for d in differences if d[2] > widest_gap] == []
-    assert len(differences) <= 3
+    assert len(differences) <= (0 if (engine, dtype) == ("onnx", "f32") else 3)

@@ -12,15 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # for tests.adapters and tests.synthetic
 
 from qwen_edge import Model, Session, StateRebuiltWarning, load, state_file
 from qwen_edge.config import GREEDY
 from qwen_edge.convert import convert_adapter
-from qwen_edge.engines.base import Context
-from qwen_edge.engines.llama import LlamaContext
 from qwen_edge.errors import FormatError
 from qwen_edge.native import library
 from qwen_edge.paths import cache_root
@@ -45,10 +42,10 @@ def ask(session: Session, questions: tuple[str, ...] = QUESTIONS) -> list[tuple[
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_bf16: Path) -> list[tuple[str, str]]:
+def expected(tiny_path: Path) -> list[tuple[str, str]]:
     """The answers of a session that evaluates every prompt from its first token."""
     answers = []
-    with load(tiny_bf16, prefix_cache=False, **SETTINGS) as model, model.session(system=SYSTEM) as session:
+    with load(tiny_path, prefix_cache=False, **SETTINGS) as model, model.session(system=SYSTEM) as session:
         for thinking in ("off", "on"):
             for question in QUESTIONS:
                 session._idle_cache().context.rewind(0)
@@ -58,14 +55,14 @@ def expected(tiny_bf16: Path) -> list[tuple[str, str]]:
     return answers
 
 
-def test_kv_reuse_says_the_same(tiny_bf16: Path, expected: list[tuple[str, str]]) -> None:
-    with load(tiny_bf16, prefix_cache=False, **SETTINGS) as model, model.session(system=SYSTEM) as session:
+def test_kv_reuse_says_the_same(tiny_path: Path, expected: list[tuple[str, str]]) -> None:
+    with load(tiny_path, prefix_cache=False, **SETTINGS) as model, model.session(system=SYSTEM) as session:
         assert ask(session) == expected
 
 
-def test_the_prefix_cache_says_the_same(tiny_bf16: Path, expected: list[tuple[str, str]]) -> None:
+def test_the_prefix_cache_says_the_same(tiny_path: Path, expected: list[tuple[str, str]]) -> None:
     for use in ("miss", "hit", "hit"):
-        with load(tiny_bf16, **SETTINGS) as model, model.session(system=SYSTEM) as session:
+        with load(tiny_path, **SETTINGS) as model, model.session(system=SYSTEM) as session:
             first = session.send(QUESTIONS[0], thinking="off", sampling=GREEDY, max_tokens=60)
             assert (first.stats.prefix_cache, first.stats.cached_tokens > 256) == (use, use == "hit")
             session.undo()
@@ -73,9 +70,9 @@ def test_the_prefix_cache_says_the_same(tiny_bf16: Path, expected: list[tuple[st
 
 
 def test_a_branch_says_the_same_and_evaluates_nothing_again(
-    tiny_bf16: Path, expected: list[tuple[str, str]]
+    tiny_path: Path, expected: list[tuple[str, str]]
 ) -> None:
-    with load(tiny_bf16, **SETTINGS) as model, model.session(system=SYSTEM) as session:
+    with load(tiny_path, **SETTINGS) as model, model.session(system=SYSTEM) as session:
         ask(session, QUESTIONS[:1])
         session.undo()  # the reply with thinking
         with session.branch() as branch:
@@ -86,22 +83,31 @@ def test_a_branch_says_the_same_and_evaluates_nothing_again(
         assert (reply.thinking, reply.text) == expected[1]
 
 
+def test_a_restored_session_says_the_same(tiny_path: Path, tmp_path: Path) -> None:
+    check_restored_session(tiny_path, tmp_path, {})
+
+
 @pytest.mark.parametrize("settings", [
-    {},
     {"flash_attention": "on"},
     {"flash_attention": "on", "kv_type": "q8_0"},
     {"kv_type": "f32"},
 ], ids=str)  # fmt: skip
-def test_a_restored_session_says_the_same(tiny_bf16: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_session_restored_with_settings_says_the_same(
+    tiny_bf16: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    check_restored_session(tiny_bf16, tmp_path, settings)
+
+
+def check_restored_session(path: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     def rest(session: Session) -> list[Reply]:
         return [session.send(text, thinking="on", sampling=GREEDY, max_tokens=60) for text in QUESTIONS[1:]]
 
-    with load(tiny_bf16, **SETTINGS, **settings) as model:
+    with load(path, **SETTINGS, **settings) as model:
         session = model.session(system=SYSTEM)
         session.send(QUESTIONS[0], thinking="off", sampling=GREEDY)
         session.save(tmp_path / "a.session")
         uninterrupted = [(reply.thinking, reply.text) for reply in rest(session)]
-    with load(tiny_bf16, **SETTINGS, **settings) as model:
+    with load(path, **SETTINGS, **settings) as model:
         restored = model.restore_session(tmp_path / "a.session")
         replies = rest(restored)
     assert [(reply.thinking, reply.text) for reply in replies] == uninterrupted
@@ -109,14 +115,16 @@ def test_a_restored_session_says_the_same(tiny_bf16: Path, tmp_path: Path, setti
     assert replies[0].stats.cached_tokens > 256
 
 
-def last_logits(context: Context) -> NDArray[np.float32]:
-    assert isinstance(context, LlamaContext)
-    return context._native.last_logits().copy()
+def test_logits_behind_a_loaded_state_are_equal_to_the_bit(tiny_path: Path) -> None:
+    check_loaded_state(tiny_path, {})
 
 
-@pytest.mark.parametrize("settings", [{}, {"flash_attention": "on"}], ids=str)
-def test_logits_behind_a_loaded_state_are_equal_to_the_bit(tiny_bf16: Path, settings: dict[str, Any]) -> None:
-    with load(tiny_bf16, **SETTINGS, **settings) as model:
+def test_logits_behind_a_state_of_flash_attention_are_equal_to_the_bit(tiny_bf16: Path) -> None:
+    check_loaded_state(tiny_bf16, {"flash_attention": "on"})
+
+
+def check_loaded_state(path: Path, settings: dict[str, Any]) -> None:
+    with load(path, **SETTINGS, **settings) as model:
         tokens = model.engine.tokenize(SYSTEM)[:300]
         context, other = model.engine.new_context(), model.engine.new_context()
         context.append(tokens[:280])
@@ -126,7 +134,7 @@ def test_logits_behind_a_loaded_state_are_equal_to_the_bit(tiny_bf16: Path, sett
         other.load_state(state, 280)
         assert other.n_past == 280
         other.append(tokens[280:])
-        assert np.array_equal(last_logits(context), last_logits(other))
+        assert np.array_equal(context.logits(), other.logits())
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +264,7 @@ def test_damaged_states_are_refused_and_leave_the_context_empty(tiny_bf16: Path)
         tokens = model.engine.tokenize(SYSTEM)[:40]
         context = model.engine.new_context()
         context.append(tokens)
-        expected, state = last_logits(context), context.save_state()
+        expected, state = context.logits(), context.save_state()
         layout_end = 16 + 12 * len(tokens) + 8  # head, cells, and what says how the rest is laid out
         random = np.random.default_rng(1)
         cases = [(state[:n], 40) for n in (0, 3, 16, 500, len(state) - 1)] + [(state, 39), (state, 2000)]
@@ -273,7 +281,7 @@ def test_damaged_states_are_refused_and_leave_the_context_empty(tiny_bf16: Path)
         context.load_state(state, 40)
         context.rewind(39)
         context.append(tokens[39:])
-        assert np.allclose(last_logits(context), expected, atol=0.05)
+        assert np.allclose(context.logits(), expected, atol=0.05)
 
 
 def test_states_of_other_settings_are_refused(tiny_bf16: Path) -> None:
@@ -295,7 +303,7 @@ def test_an_empty_context_can_be_saved(tiny_model: Model) -> None:
         assert branch.send("Say Anna.", thinking="off", sampling=GREEDY).text == "Anna"
 
 
-def test_two_processes_at_once_on_one_entry(tiny_bf16: Path) -> None:
+def test_two_processes_at_once_on_one_entry(tiny_path: Path) -> None:
     code = (
         "import sys, qwen_edge\n"
         "from qwen_edge.config import GREEDY\n"
@@ -306,16 +314,16 @@ def test_two_processes_at_once_on_one_entry(tiny_bf16: Path) -> None:
         "        assert reply.text == 'Anna', reply\n"
         "print(reply.stats.prefix_cache)\n"
     )
-    command = [sys.executable, "-c", code, str(tiny_bf16), SYSTEM]
+    command = [sys.executable, "-c", code, str(tiny_path), SYSTEM]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["hit", "hit"]
     assert [process.returncode for process in processes] == [0, 0]
     assert len(list((cache_root() / "prefixes").iterdir())) == 1
 
 
-def test_overflow_with_summaries_goes_on(tiny_bf16: Path) -> None:
+def test_overflow_with_summaries_goes_on(tiny_path: Path) -> None:
     dropped: list[Any] = []
-    with load(tiny_bf16, **{**SETTINGS, "n_ctx": 256}) as model:
+    with load(tiny_path, **{**SETTINGS, "n_ctx": 256}) as model:
         session = model.session(system="Be brief.", on_overflow="summarise", on_drop=dropped.append)
         for _ in range(12):
             assert session.send("What is the capital of Greece?", thinking="off", sampling=GREEDY).text

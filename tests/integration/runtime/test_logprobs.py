@@ -14,9 +14,13 @@ PENALISED = SamplingConfig(temperature=0.9, top_k=20, presence_penalty=1.5, repe
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, PENALISED], ids=["greedy", "penalised"])
-def test_logprobs_are_the_log_softmax_of_score(sampling: SamplingConfig, tmp_path: Path) -> None:
-    path = tmp_path / "f32.gguf"
-    convert_checkpoint(synthetic.TINY_QWEN3, path, dtype="f32")
+@pytest.mark.parametrize("engine", ["gguf", "onnx"])
+def test_logprobs_are_the_log_softmax_of_score(
+    sampling: SamplingConfig, engine: str, tmp_path: Path, tiny_onnx: Path
+) -> None:
+    path = tmp_path / "f32.gguf" if engine == "gguf" else tiny_onnx
+    if engine == "gguf":
+        convert_checkpoint(synthetic.TINY_QWEN3, path, dtype="f32")
     with (
         load(path, n_ctx=512, n_threads=1, safe_kernels=False, kv_type="f32") as model,
         model.session() as session,

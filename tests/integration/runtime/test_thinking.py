@@ -81,8 +81,8 @@ def test_a_forbidden_token_is_not_drawn(tiny_model: Model, sampling: SamplingCon
         context.close()
 
 
-def test_a_full_context_keeps_room_for_the_answer(tiny_bf16: Path) -> None:
-    with load(tiny_bf16, n_ctx=64, n_threads=1, safe_kernels=False) as model, model.session() as session:
+def test_a_full_context_keeps_room_for_the_answer(tiny_path: Path) -> None:
+    with load(tiny_path, n_ctx=64, n_threads=1, safe_kernels=False) as model, model.session() as session:
         reply = session.send("Compute 16 + 46. /think", sampling=GREEDY)
     assert reply.stats.thought_cut == "reserve"
     assert reply.text
@@ -90,9 +90,9 @@ def test_a_full_context_keeps_room_for_the_answer(tiny_bf16: Path) -> None:
     assert used <= 64
 
 
-def test_the_command_takes_a_budget(tiny_bf16: Path) -> None:
+def test_the_command_takes_a_budget(tiny_path: Path) -> None:
     command = [
-        sys.executable, "-m", "qwen_edge", "run", str(tiny_bf16), "What is the capital of Greece?", "--thinking", "6",
+        sys.executable, "-m", "qwen_edge", "run", str(tiny_path), "What is the capital of Greece?", "--thinking", "6",
         "--temperature", "0", "--threads", "1", "--n-ctx", "256", "--format", "json",
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -103,7 +103,7 @@ def test_the_command_takes_a_budget(tiny_bf16: Path) -> None:
     assert reply["stats"]["thought_cut"] == "budget"
 
 
-def test_the_bench_measures_budgets(tiny_model: Model, tmp_path: Path, capsys: Any, tiny_bf16: Path) -> None:
+def test_the_bench_measures_budgets(tiny_model: Model, tmp_path: Path, capsys: Any, tiny_path: Path) -> None:
     for name in ("chat.jsonl", "tools.jsonl"):
         lines = (CHECKPOINT / "eval" / name).read_text().splitlines(keepends=True)[:6]
         (tmp_path / name).write_text("".join(lines))
@@ -116,11 +116,11 @@ def test_the_bench_measures_budgets(tiny_model: Model, tmp_path: Path, capsys: A
     assert tight.cut > 0
     assert tight.thinking_tokens < free.thinking_tokens
     with pytest.raises(SystemExit) as ended:
-        main([str(tiny_bf16), "--budgets", "0,none", "--eval", str(tmp_path)])
+        main([str(tiny_path), "--budgets", "0,none", "--eval", str(tmp_path)])
     assert ended.value.code == 0
     assert "6/6/6" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        main([str(tiny_bf16), "--budgets", "few"])
+        main([str(tiny_path), "--budgets", "few"])
     assert ended.value.code == 2
 
 

@@ -150,7 +150,7 @@ def test_allowed_tokens_are_the_best_of_those_allowed(
     generated: list[int] = []
     for _ in range(20):
         scored = engine.score(tokens)[-1]
-        logits = context._native.last_logits().astype(np.float64)  # type: ignore[attr-defined]
+        logits = context.logits().astype(np.float64)
         for token in set(generated[-sampling.penalty_last_n :]):
             factor = sampling.repetition_penalty
             logits[token] = logits[token] * factor if logits[token] <= 0 else logits[token] / factor
@@ -158,7 +158,7 @@ def test_allowed_tokens_are_the_best_of_those_allowed(
         token = context.sample(some)
         best = int(np.argmax(np.where(some._allowed, logits, -np.inf)))
         assert token == best
-        np.testing.assert_allclose(context._native.last_logits(), scored, atol=0.05)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(context.logits(), scored, atol=0.05)
         generated.append(token)
         tokens.append(token)
         context.append([token])
