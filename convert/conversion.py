@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ from qwen_edge.convert.reranker import HEAD_NAME, RerankerHead, is_reranker, rer
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import read_vocabulary
 from qwen_edge.errors import ConfigError
-from qwen_edge.files import atomic_path, existing_folder
+from qwen_edge.files import atomic_path, check_free_space
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
 
@@ -124,7 +122,7 @@ def convert_checkpoint(
             if expected.gguf_name == "output.weight"
         ]
     tensors = _plan_tensors(found, head, dtype)
-    _check_free_space(target, sum(tensor.n_bytes for tensor in tensors))
+    check_free_space(target, sum(tensor.n_bytes for tensor in tensors) + _HEADER_ALLOWANCE_BYTES)
     with atomic_path(target) as part:
         write_gguf(
             part,
@@ -186,15 +184,4 @@ def _check_target(target: Path, sources: Sequence[Path]) -> None:
     if target.resolve() in [path.resolve() for path in sources]:
         raise ConfigError(
             f"the target {target} is a file of the checkpoint or of an adapter", hint="Name another file."
-        )
-
-
-def _check_free_space(target: Path, tensor_bytes: int) -> None:
-    """Fail at once rather than after minutes, where the file cannot fit."""
-    free_bytes = shutil.disk_usage(existing_folder(target.parent)).free
-    if free_bytes < tensor_bytes + _HEADER_ALLOWANCE_BYTES:
-        raise OSError(
-            errno.ENOSPC,
-            f"not enough disk space: the file takes {tensor_bytes / 1e6:.1f} MB, {free_bytes / 1e6:.1f} MB are free",
-            str(target),
         )

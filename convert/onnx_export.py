@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -38,7 +37,7 @@ from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
 from qwen_edge.errors import ConfigError, UnsupportedError
-from qwen_edge.files import atomic_folder, existing_folder
+from qwen_edge.files import atomic_folder, check_free_space
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import (
     FileRecord,
@@ -150,7 +149,7 @@ def export_onnx(
         model = build_plain_graph(config, weights, precision, form)
     else:
         model = build_graph(config, weights, precision)
-    _check_free_space(target, data.n_bytes)
+    check_free_space(target, data.n_bytes + _SIDE_ALLOWANCE_BYTES)
     graph = model.SerializeToString(deterministic=True)
     with atomic_folder(target) as part:
         (part / MODEL_NAME).write_bytes(graph)
@@ -231,15 +230,4 @@ def _check_target(target: Path, replace: bool) -> None:
     if not replace:
         raise ConfigError(
             f"{target} exists already", hint="Replace it with --force, or name another folder with -o."
-        )
-
-
-def _check_free_space(target: Path, data_bytes: int) -> None:
-    """Fail at once rather than after minutes, where the folder cannot fit."""
-    free_bytes = shutil.disk_usage(existing_folder(target.parent)).free
-    if free_bytes < data_bytes + _SIDE_ALLOWANCE_BYTES:
-        raise OSError(
-            errno.ENOSPC,
-            f"not enough disk space: the model takes {data_bytes / 1e6:.1f} MB, {free_bytes / 1e6:.1f} MB are free",
-            str(target),
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.files import atomic_path, existing_folder
+from qwen_edge.files import atomic_path, check_free_space
 from qwen_edge.gguf_header import read_header
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
@@ -109,7 +109,7 @@ def quantize_file(
     threads = _checked_threads(n_threads)
     _check_target(source, target, overwrite)
     plan = plan_quantization(source, type_name, allow_requantize=allow_requantize, pure=pure)
-    _check_free_space(target, plan.predicted_bytes)
+    check_free_space(target, plan.predicted_bytes)
     if on_plan:
         on_plan(plan)
     with atomic_path(target) as part:
@@ -208,15 +208,4 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{target} exists already",
             hint="Name another file, or replace it: overwrite=True, on the command line --force.",
-        )
-
-
-def _check_free_space(target: Path, needed_bytes: int) -> None:
-    """Fail at once rather than after minutes, where the file cannot fit. An old target stays until the new is whole."""
-    free_bytes = shutil.disk_usage(existing_folder(target.resolve().parent)).free
-    if free_bytes < needed_bytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"not enough disk space: the file takes {needed_bytes / 1e6:.1f} MB, {free_bytes / 1e6:.1f} MB are free",
-            str(target),
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,3 +59,46 @@ def candidates_needed(config: SamplingConfig) -> int | None:
         return kept
     only_lowers = config.presence_penalty >= 0.0 and config.repetition_penalty >= 1.0
     return kept + config.penalty_last_n if only_lowers else None
+
+
+class Constraint(Protocol):
+    """What sampling needs of engines.base.TokenConstraint."""
+
+    def allows(self, token: int) -> bool:
+        """Return whether a token may come next."""
+
+    def mask(self) -> NDArray[np.uint32]:
+        """Return the tokens that may: uint32 [ceil(n_vocab / 32)]."""
+
+
+def draw(
+    logits: NDArray[np.float32],
+    needed: int | None,
+    draw_from: Callable[[NDArray[np.intp], NDArray[np.float32]], int],
+    constraint: Constraint | None = None,
+) -> int:
+    """Draw a token from the candidates that can decide; a second time from allowed ones when the first is refused.
+
+    A model that knows what is wanted draws an allowed token anyhow, so the mask is made only after a refusal (whose
+    draw has used the random generator).
+
+    Args:
+        logits: float32 [n_vocab]; not changed.
+        needed: What candidates_needed() says.
+        draw_from: Draws from tokens, ids ascending, and a copy of their logits.
+        constraint: Which tokens are allowed, None for all.
+    """
+    needed = len(logits) if needed is None else needed
+    best = superset_of_best(logits, needed)
+    if len(best) < needed:
+        best = np.arange(len(logits))
+    token = draw_from(best, logits[best])
+    if constraint is None or constraint.allows(token):
+        return token
+    mask = constraint.mask()
+    # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
+    allowed = allowed_of(best, mask)
+    if len(allowed) < needed:
+        allowed = set_bits(mask, len(logits))
+    assert len(allowed), "Bug: a constraint that allows no token"
+    return draw_from(allowed, logits[allowed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -121,6 +122,21 @@ def existing_folder(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def check_free_space(target: Path, n_bytes: int) -> None:
+    """Fail at once rather than after minutes, where a file or folder to come cannot fit.
+
+    Raises:
+        OSError: ENOSPC, with both numbers.
+    """
+    free_bytes = shutil.disk_usage(existing_folder(target.resolve().parent)).free
+    if free_bytes < n_bytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"not enough disk space: it takes {n_bytes / 1e6:.1f} MB, {free_bytes / 1e6:.1f} MB are free",
+            str(target),
+        )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.errors import CancelledError, QwenEdgeError
+from qwen_edge.errors import CancelledError, ConfigError, QwenEdgeError
 from qwen_edge.native.batch import Part
 
 # Prompt tokens that one call takes beside decode steps. Smaller delays others less, larger reads prompts faster.
@@ -218,3 +218,31 @@ class Scheduler:
         if request in self._waiting:
             self._waiting.remove(request)
         self._condition.notify_all()
+
+
+class Places:
+    """The places of a cache that several sessions share, and which of them are free."""
+
+    def __init__(self, n_sessions: int) -> None:
+        self._n_sessions = n_sessions
+        self._free = list(range(n_sessions))
+        self._lock = threading.Lock()
+
+    def take(self) -> int:
+        """Return a place for one more session.
+
+        Raises:
+            ConfigError: All are taken.
+        """
+        with self._lock:
+            if not self._free:
+                raise ConfigError(
+                    f"all {self._n_sessions} sessions that the model was loaded for are open",
+                    hint="Close one, or load with a larger n_sessions.",
+                )
+            return self._free.pop(0)
+
+    def give_back(self, place: int) -> None:
+        """Take note that a place is free again."""
+        with self._lock:
+            self._free.append(place)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.engines.base import Context, TokenConstraint
-from qwen_edge.engines.batching import Request, Scheduler
-from qwen_edge.errors import ClosedError, ConfigError, ContextOverflowError
+from qwen_edge.engines.batching import Places, Request, Scheduler
+from qwen_edge.errors import ClosedError, ContextOverflowError
 from qwen_edge.native import state
 from qwen_edge.native.batch import NativeBatchContext
 from qwen_edge.native.handles import NativeModel
@@ -30,9 +30,7 @@ class SharedCache:
         """
         self.native = NativeBatchContext(model, config, n_threads, config.n_sessions)
         self.scheduler = Scheduler(self.native)
-        self._n_sessions = config.n_sessions
-        self._free = list(range(config.n_sessions))
-        self._lock = threading.Lock()
+        self._places = Places(config.n_sessions)
 
     def new_context(self) -> SharedContext:
         """Return the context of one more session.
@@ -40,13 +38,7 @@ class SharedCache:
         Raises:
             ConfigError: All are taken.
         """
-        with self._lock:
-            if not self._free:
-                raise ConfigError(
-                    f"all {self._n_sessions} sessions that the model was loaded for are open",
-                    hint="Close one, or load with a larger n_sessions.",
-                )
-            return SharedContext(self, self._free.pop(0))
+        return SharedContext(self, self._places.take())
 
     def give_back(self, sequence: int) -> None:
         """Empty a part for the next session."""
@@ -54,8 +46,7 @@ class SharedCache:
             self.native.rewind(sequence, 0)
         except ClosedError:
             return  # the model was closed before its session
-        with self._lock:
-            self._free.append(sequence)
+        self._places.give_back(sequence)
 
 
 class SharedContext(Context):

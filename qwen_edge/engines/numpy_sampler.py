@@ -11,7 +11,7 @@ import collections
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.candidates import allowed_of, candidates_needed, set_bits, superset_of_best
+from qwen_edge.candidates import candidates_needed, draw
 from qwen_edge.config import SamplingConfig
 from qwen_edge.engines.base import TokenConstraint
 
@@ -36,26 +36,11 @@ class NumpySampler:
     def sample(self, logits: Logits, constraint: TokenConstraint | None = None) -> int:
         """Return the next token and remember it.
 
-        A model that knows what is wanted draws an allowed token anyhow, so the mask is made only after a refusal (whose
-        draw has used the random generator).
-
         Args:
             logits: float32 [n_vocab]; not changed.
             constraint: Which tokens are allowed, None for all.
         """
-        needed = len(logits) if self._needed is None else self._needed
-        best = superset_of_best(logits, needed)
-        if len(best) < needed:
-            best = np.arange(len(logits))
-        token = self._draw_from(best, logits[best])
-        if constraint is not None and not constraint.allows(token):
-            mask = constraint.mask()
-            # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
-            allowed = allowed_of(best, mask)
-            if len(allowed) < needed:
-                allowed = set_bits(mask, len(logits))
-            assert len(allowed), "Bug: a constraint that allows no token"
-            token = self._draw_from(allowed, logits[allowed])
+        token = draw(logits, self._needed, self._draw_from, constraint)
         self._recent.append(token)
         return token
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from qwen_edge.config import SamplingConfig
 from qwen_edge.engines.base import Context, TokenConstraint
-from qwen_edge.engines.batching import Request, Scheduler
+from qwen_edge.engines.batching import Places, Request, Scheduler
 from qwen_edge.engines.numpy_sampler import NumpySampler
 from qwen_edge.engines.onnx_cache import OnnxCache, Stopper
-from qwen_edge.errors import CancelledError, ClosedError, ConfigError, ContextOverflowError, NativeError
+from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, NativeError
 from qwen_edge.native.batch import Part
 
 
@@ -154,9 +154,7 @@ class SharedOnnxCache:
         """Take over a cache with so many rows."""
         self.cache = cache
         self.scheduler = Scheduler(cache)
-        self._n_sessions = n_sessions
-        self._free = list(range(n_sessions))
-        self._lock = threading.Lock()
+        self._places = Places(n_sessions)
 
     def new_context(self) -> SharedOnnxContext:
         """Return the context of one more session.
@@ -164,16 +162,9 @@ class SharedOnnxCache:
         Raises:
             ConfigError: All are taken.
         """
-        with self._lock:
-            if not self._free:
-                raise ConfigError(
-                    f"all {self._n_sessions} sessions that the model was loaded for are open",
-                    hint="Close one, or load with a larger n_sessions.",
-                )
-            return SharedOnnxContext(self, self._free.pop(0))
+        return SharedOnnxContext(self, self._places.take())
 
     def give_back(self, row: int) -> None:
         """Empty a row for the next session."""
         self.cache.rewind(row, 0)
-        with self._lock:
-            self._free.append(row)
+        self._places.give_back(row)

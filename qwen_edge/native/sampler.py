@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.candidates import allowed_of, candidates_needed, set_bits, superset_of_best
+from qwen_edge.candidates import candidates_needed, draw
 from qwen_edge.config import SamplingConfig
 from qwen_edge.native.handles import NativeModel
 
@@ -95,20 +95,7 @@ class NativeSampler:
         with context._lock:
             assert context.handle, "Bug: handle raises when closed"
             assert self._free.alive, "Bug: sampler used after close"
-            logits = context.last_logits()
-            needed = len(logits) if self._needed is None else self._needed
-            best = superset_of_best(logits, needed)
-            if len(best) < needed:
-                best = np.arange(len(logits))
-            token = self._draw_from(best, logits[best])
-            if constraint is not None and not constraint.allows(token):
-                mask = constraint.mask()
-                # Of tokens that are all above a bound, the allowed ones are the best of all that are allowed.
-                allowed = allowed_of(best, mask)
-                if len(allowed) < needed:
-                    allowed = set_bits(mask, len(logits))
-                assert len(allowed), "Bug: a constraint that allows no token"
-                token = self._draw_from(allowed, logits[allowed])
+            token = draw(context.last_logits(), self._needed, self._draw_from, constraint)
             self._api.llama_sampler_accept(self._chain, token)
             return token
 
