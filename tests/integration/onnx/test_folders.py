@@ -14,7 +14,7 @@ import pytest
 
 from qwen_edge import load
 from qwen_edge.config import GREEDY
-from qwen_edge.engines import onnx_runtime
+from qwen_edge.engines import onnx_runtime, onnx_tokenizer
 from qwen_edge.engines.onnx_runtime import UntestedProviderWarning
 from qwen_edge.errors import (
     ConfigError,
@@ -151,6 +151,7 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     onnx_runtime._runtime.cache_clear()
+    onnx_tokenizer._tokenizer.cache_clear()
     try:
         with pytest.raises(MissingExtraError, match=rf"{package}.*\n.*qwen-edge\[onnx\]"):
             load(tiny_onnx, n_threads=1)
