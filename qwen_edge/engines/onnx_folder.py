@@ -159,7 +159,7 @@ def _checked_facts(graph: OnnxFile) -> dict[str, Any]:
         raise UnsupportedError(
             f"{graph.path} is in format {facts['format']}, form {facts['form']!r}; this version runs format "
             f"{FACTS_FORMAT}, form 'fused'",
-            hint=_EXPORT,
+            hint=f"{_EXPORT}, without --opset-only: plain graphs are for other runtimes.",
         )
     checked: dict[str, Any] = facts
     return checked
