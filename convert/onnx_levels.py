@@ -208,7 +208,7 @@ def _write(folder: Path, model: onnx.ModelProto, exact: Sequence[str]) -> None:
 
 
 def _is_kind(node: onnx.NodeProto, kind: str) -> bool:
-    return _attributes(node).get("bits") == 4 and node.name.removesuffix("/MatMulNBits").endswith(kind)
+    return _attributes(node).get("bits") == 4 and node.name.removesuffix("/MatMulNBits").endswith(f"/{kind}")
 
 
 def _attributes(node: onnx.NodeProto) -> Mapping[str, int]:
