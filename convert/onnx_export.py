@@ -36,6 +36,7 @@ from qwen_edge.convert.onnx_source import is_onnx_folder, open_source
 from qwen_edge.convert.onnx_weights import Importance, plan_weights
 from qwen_edge.convert.qwen import QwenConfig, parse_config
 from qwen_edge.convert.vocabulary import Vocabulary, read_vocabulary
+from qwen_edge.engines.onnx_folder import GRAPH_NAME
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.files import atomic_folder, check_free_space
 from qwen_edge.hub import origin_of
@@ -49,7 +50,6 @@ from qwen_edge.manifest import (
     write_manifest,
 )
 
-MODEL_NAME = "model.onnx"
 _COPIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 # The graph and the tokenizer's files stay below this.
 _SIDE_ALLOWANCE_BYTES = 32 << 20
@@ -152,7 +152,7 @@ def export_onnx(
     check_free_space(target, data.n_bytes + _SIDE_ALLOWANCE_BYTES)
     graph = model.SerializeToString(deterministic=True)
     with atomic_folder(target) as part:
-        (part / MODEL_NAME).write_bytes(graph)
+        (part / GRAPH_NAME).write_bytes(graph)
         if not form.plain:
             last = build_graph(config, weights, precision, only_last=True)
             (part / GENAI_MODEL_NAME).write_bytes(last.SerializeToString(deterministic=True))
@@ -222,7 +222,7 @@ def _check_target(target: Path, replace: bool) -> None:
         raise ConfigError(f"the target {target} is a file; an ONNX model is a folder", hint="Name a folder.")
     if not target.is_dir() or not any(target.iterdir()):
         return
-    if not (target / MODEL_NAME).is_file():
+    if not (target / GRAPH_NAME).is_file():
         raise ConfigError(
             f"the target {target} is a folder with other files in it",
             hint="Name a folder that is not there yet.",

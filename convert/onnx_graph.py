@@ -23,16 +23,13 @@ from qwen_edge.convert.onnx_nodes import CONTRIB, GraphBuilder
 from qwen_edge.convert.onnx_precision import OnnxPrecision
 from qwen_edge.convert.onnx_weights import ROPE_PARTS, StoredWeights
 from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.engines.onnx_folder import FACTS_FORMAT, FACTS_KEY, POSITIONS
 from qwen_edge.errors import MissingExtraError
 
 try:
     from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 except ImportError as error:
     raise MissingExtraError("onnx", "convert", "writing an ONNX model") from error
-
-# Key of the model's metadata under which its facts stand as JSON.
-FACTS_KEY = "qwen_edge"
-POSITIONS = "logits_positions"
 
 
 def build_graph(
@@ -291,7 +288,7 @@ class Decoder:
 def facts(config: QwenConfig, precision: OnnxPrecision, *, is_plain: bool) -> dict[str, object]:
     """Return what a reader of the model wants to know: JSON-ready."""
     return {
-        "format": 1,
+        "format": FACTS_FORMAT,
         "architecture": config.architecture,
         "form": "plain" if is_plain else "fused",
         "n_ctx_train": config.n_ctx_train,

@@ -24,6 +24,7 @@ from qwen_edge.config import LoadConfig
 from qwen_edge.convert.onnx_genai import GENAI_MODEL_NAME
 from qwen_edge.convert.onnx_precision import OnnxPrecision
 from qwen_edge.engines.onnx import OnnxEngine
+from qwen_edge.engines.onnx_folder import GRAPH_NAME
 from qwen_edge.errors import ConfigError, MissingExtraError
 from qwen_edge.files import atomic_path
 from qwen_edge.logits import compare_logits
@@ -34,7 +35,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnx", "convert", "choosing accuracy levels") from error
 
-MODEL_NAME = "model.onnx"
 # Kinds of matrices, by the end of their path.
 KINDS = ("lm_head", "down_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj")
 _MAX_TOKENS = 256
@@ -104,7 +104,7 @@ def choose_levels(
         raise ConfigError(
             f"levels are chosen on at least one text, for a share in 0..1 (not {max_flipped!r})"
         )
-    model = onnx.load(str(folder / MODEL_NAME), load_external_data=False)
+    model = onnx.load(str(folder / GRAPH_NAME), load_external_data=False)
     present = tuple(kind for kind in KINDS if any(_is_kind(node, kind) for node in model.graph.node))
     if not present:
         raise ConfigError(
@@ -176,20 +176,20 @@ def _variant(folder: Path, model: onnx.ModelProto) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.levels.", dir=folder.parent) as name:
         part = Path(name)
         for path in folder.iterdir():
-            if path.name == MODEL_NAME:
+            if path.name == GRAPH_NAME:
                 continue
             try:
                 os.link(path, part / path.name)
             except OSError:  # a file system without links
                 shutil.copyfile(path, part / path.name)
-        (part / MODEL_NAME).write_bytes(model.SerializeToString(deterministic=True))
+        (part / GRAPH_NAME).write_bytes(model.SerializeToString(deterministic=True))
         yield part
 
 
 def _write(folder: Path, model: onnx.ModelProto, exact: Sequence[str]) -> None:
     """Replace the graph, and the one for onnxruntime-genai, and say so in the manifest."""
-    changed = [MODEL_NAME]
-    with atomic_path(folder / MODEL_NAME) as part:
+    changed = [GRAPH_NAME]
+    with atomic_path(folder / GRAPH_NAME) as part:
         part.write_bytes(model.SerializeToString(deterministic=True))
     if (folder / GENAI_MODEL_NAME).is_file():
         changed.append(GENAI_MODEL_NAME)

@@ -27,11 +27,12 @@ import math
 
 import numpy as np
 
-from qwen_edge.convert.onnx_graph import POSITIONS, Decoder
+from qwen_edge.convert.onnx_graph import Decoder
 from qwen_edge.convert.onnx_nodes import GraphBuilder, StoredMatrix
 from qwen_edge.convert.onnx_precision import GraphForm, OnnxPrecision
 from qwen_edge.convert.onnx_weights import StoredWeights
 from qwen_edge.convert.qwen import QwenConfig
+from qwen_edge.engines.onnx_folder import POSITIONS
 from qwen_edge.errors import MissingExtraError
 
 try:

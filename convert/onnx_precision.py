@@ -8,9 +8,8 @@ from typing import Literal
 
 from qwen_edge.convert.onnx_blocks import ROUNDINGS, BlockFormat, Rounding
 from qwen_edge.errors import ConfigError
+from qwen_edge.quant_types import ONNX_WEIGHT_TYPES, OnnxWeightType
 
-WeightType = Literal["f32", "f16", "int8", "int4"]
-WEIGHT_TYPES: tuple[WeightType, ...] = ("f32", "f16", "int8", "int4")
 AccuracyLevel = Literal[0, 4]
 
 _BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
@@ -35,9 +34,9 @@ class OnnxPrecision:
             "layers.3.mlp.down_proj".
     """
 
-    weights: WeightType = "f32"
-    head: WeightType | None = None
-    embedding: WeightType | None = None
+    weights: OnnxWeightType = "f32"
+    head: OnnxWeightType | None = None
+    embedding: OnnxWeightType | None = None
     block_size: int = 32
     symmetric: bool | None = None
     rounding: Rounding = "nearest"
@@ -47,22 +46,22 @@ class OnnxPrecision:
     def __post_init__(self) -> None:
         for name in ("weights", "head", "embedding"):
             value = getattr(self, name)
-            if value is not None and value not in WEIGHT_TYPES:
-                raise ConfigError(f"{name} must be one of {', '.join(WEIGHT_TYPES)} (not {value!r})")
+            if value is not None and value not in ONNX_WEIGHT_TYPES:
+                raise ConfigError(f"{name} must be one of {', '.join(ONNX_WEIGHT_TYPES)} (not {value!r})")
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding must be one of {', '.join(ROUNDINGS)} (not {self.rounding!r})")
         if self.accuracy_level not in (0, 4):
             raise ConfigError(f"accuracy_level must be 0 or 4 (not {self.accuracy_level!r})")
         BlockFormat(bits=4, block_size=self.block_size)
 
-    def type_of(self, role: Literal["layers", "head", "embedding"]) -> WeightType:
+    def type_of(self, role: Literal["layers", "head", "embedding"]) -> OnnxWeightType:
         """Return the type of the matrices in one role."""
         if role == "layers":
             return self.weights
         head = self.head or self.weights
         return head if role == "head" else self.embedding or head
 
-    def blocks_of(self, weight_type: WeightType) -> BlockFormat | None:
+    def blocks_of(self, weight_type: OnnxWeightType) -> BlockFormat | None:
         """Return the block format of a type, None for F32 and F16."""
         bits = _BITS.get(weight_type)
         if bits is None:

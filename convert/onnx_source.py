@@ -16,11 +16,11 @@ from typing import Any
 from qwen_edge.convert.checkpoint import Checkpoint, open_checkpoint
 from qwen_edge.convert.json_files import read_object, shorten
 from qwen_edge.convert.onnx_data import DATA_NAME
-from qwen_edge.convert.onnx_graph import FACTS_KEY
 from qwen_edge.convert.onnx_weights import LAYER_MATRICES, LAYER_NORMS
 from qwen_edge.convert.qwen import QwenConfig, expected_tensors, parse_config
 from qwen_edge.convert.safetensors_file import TensorEntry
 from qwen_edge.convert.tensor_source import TensorSource
+from qwen_edge.engines.onnx_folder import FACTS_KEY, GRAPH_NAME
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
 
 try:
@@ -28,7 +28,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("onnx", "convert", "reading an ONNX model") from error
 
-GRAPH_NAME = "model.onnx"
 _DTYPES = {onnx.TensorProto.FLOAT: ("F32", 4), onnx.TensorProto.FLOAT16: ("F16", 2)}
 _AGAIN = "Export the checkpoint again: qwen-edge convert CHECKPOINT --to onnx -o FOLDER"
 

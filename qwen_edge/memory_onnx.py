@@ -7,10 +7,9 @@ embedding is looked up in stays in the file, whose pages come and go.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from qwen_edge.catalog_types import Shape
 from qwen_edge.memory import MemoryEstimate
+from qwen_edge.quant_types import OnnxWeightType
 
 _N_BATCH = 512
 # Fitted to whole processes on a CPU with AVX-512: 0.5B in int4 (blocks of 32 and 128, with an int8 head too), int8 and
@@ -22,17 +21,16 @@ _RUNTIME_BYTES_PER_ROW = 350
 # Activations of a batch, in widths of all that a layer makes of its input: gate and up, query, key and value, and itself.
 _ACTIVATION_COPIES = 3
 
-WeightType = Literal["f32", "f16", "int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
 
 
 def estimate_onnx_memory(
     shape: Shape,
-    weights: WeightType,
+    weights: OnnxWeightType,
     n_ctx: int,
     *,
     n_ctx_train: int,
-    head: WeightType | None = None,
+    head: OnnxWeightType | None = None,
     block_size: int = 32,
     n_batch: int = _N_BATCH,
     n_sessions: int = 1,
@@ -71,12 +69,12 @@ def estimate_onnx_memory(
     )
 
 
-def _loaded_bytes(n_weights: int, kind: WeightType, block_size: int) -> int:
+def _loaded_bytes(n_weights: int, kind: OnnxWeightType, block_size: int) -> int:
     """Return the bytes of matrices as ONNX Runtime holds them."""
     bits = _BITS.get(kind)
     return 4 * n_weights if bits is None else n_weights * bits // 8 + n_weights // block_size * _BLOCK_BYTES
 
 
-def _stored_bytes(n_weights: int, kind: WeightType) -> int:
+def _stored_bytes(n_weights: int, kind: OnnxWeightType) -> int:
     """Return the bytes that are read of a matrix, in the form in which they are rearranged."""
     return n_weights * _BITS.get(kind, 32) // 8

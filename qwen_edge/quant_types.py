@@ -8,6 +8,10 @@ from typing import Literal
 
 from qwen_edge.errors import ConfigError
 
+# What the matrices of an ONNX export are stored as.
+OnnxWeightType = Literal["f32", "f16", "int8", "int4"]
+ONNX_WEIGHT_TYPES: tuple[OnnxWeightType, ...] = ("f32", "f16", "int8", "int4")
+
 Kind = Literal["float", "legacy", "k", "iq"]
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from qwen_edge.cli.onnx_options import WEIGHT_TYPES, OnnxOptions, export, onnx_options, refuse, verify_made
+from qwen_edge.cli.onnx_options import OnnxOptions, export, onnx_options, refuse, verify_made
 from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
+from qwen_edge.quant_types import ONNX_WEIGHT_TYPES
 
 if TYPE_CHECKING:
     from qwen_edge.config import AdapterConfig
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--weights",
-    type=click.Choice(WEIGHT_TYPES),
+    type=click.Choice(ONNX_WEIGHT_TYPES),
     help="ONNX: type of the layers' matrices, and of the rest where nothing else is asked for. [default: f32]",
 )
 @onnx_options

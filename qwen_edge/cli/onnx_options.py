@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_edge.cli.output import byte_progress, format_bytes, note, print_json
+from qwen_edge.quant_types import ONNX_WEIGHT_TYPES
 
 if TYPE_CHECKING:
     from qwen_edge.config import AdapterConfig
     from qwen_edge.convert import GraphForm, OnnxPrecision, OnnxReport
 
-WEIGHT_TYPES = ("f32", "f16", "int8", "int4")
 # Characters of a calibration text that one sequence is made of when levels are chosen.
 _TEXT_LENGTH = 1200
 _STATIC_SIZES = ("batch", "tokens", "past")
@@ -99,8 +99,8 @@ def _parse_static(
 
 
 _OPTIONS = (
-    click.option("--head", type=click.Choice(WEIGHT_TYPES), help="ONNX: type of the head. [default: the weights']"),
-    click.option("--embedding", type=click.Choice(WEIGHT_TYPES),
+    click.option("--head", type=click.Choice(ONNX_WEIGHT_TYPES), help="ONNX: type of the head. [default: the weights']"),
+    click.option("--embedding", type=click.Choice(ONNX_WEIGHT_TYPES),
                  help="ONNX: type of the embedding; a tied one is the head, stored once, unless this differs. [default: the head's]"),
     click.option("--block-size", type=click.Choice(["32", "64", "128"]),
                  help="ONNX: int8 and int4 weights that share a scale. [default: 32]"),

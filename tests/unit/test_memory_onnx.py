@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qwen_edge.catalog import Shape
-from qwen_edge.memory_onnx import WeightType, estimate_onnx_memory
+from qwen_edge.memory_onnx import estimate_onnx_memory
+from qwen_edge.quant_types import OnnxWeightType
 
 TINY = Shape(
     n_layers=6, hidden_size=256, ffn_size=768, n_heads=4, n_kv_heads=2, head_dim=64, vocab_size=4096,
@@ -22,7 +23,7 @@ QWEN3_SMALL = Shape(
 MIB = 1 << 20
 
 # Shape, weights, head, block size, n_ctx, positions of the graph, measured MiB.
-MEASURED: list[tuple[Shape, WeightType, WeightType | None, int, int, int, int]] = [
+MEASURED: list[tuple[Shape, OnnxWeightType, OnnxWeightType | None, int, int, int, int]] = [
     (TINY, "int4", None, 32, 1024, 4096, 115),
     (QWEN2_HALF, "int4", None, 32, 1024, 32768, 655),
     (QWEN2_HALF, "int4", None, 32, 2048, 32768, 680),
@@ -38,7 +39,7 @@ MEASURED: list[tuple[Shape, WeightType, WeightType | None, int, int, int, int]] 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: "-".join(map(str, row[1:5])))
 def test_the_estimate_is_near_what_was_measured(
-    row: tuple[Shape, WeightType, WeightType | None, int, int, int, int],
+    row: tuple[Shape, OnnxWeightType, OnnxWeightType | None, int, int, int, int],
 ) -> None:
     shape, weights, head, block_size, n_ctx, n_ctx_train, measured_mib = row
     estimate = estimate_onnx_memory(
