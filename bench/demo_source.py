@@ -65,24 +65,26 @@ class Source:
         return Path(file).stem.removeprefix(f"{self.stem}-")
 
 
-def examples_folder() -> Path:
-    """Return the repository's examples.
+def tiny_checkpoint() -> Path:
+    """Return the folder of tiny-qwen3: in the installed package, else in the checkout that it runs from.
 
     Raises:
-        ModelNotFoundError: This is no checkout.
+        ModelNotFoundError: It is in neither.
     """
-    folder = Path(qwen_edge.__file__).resolve().parent.parent / "examples"
-    if not (folder / "tiny-qwen3" / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"the demo needs the repository's examples, and there is no {folder / 'tiny-qwen3'}",
-            hint="Run it from a checkout: git clone, then make demo.",
-        )
-    return folder
+    package = Path(qwen_edge.__file__).resolve().parent
+    folders = (package / "tiny-qwen3", package.parent / "examples" / "tiny-qwen3")
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelNotFoundError(
+        f"the demo's model is missing: neither {folders[0]} nor {folders[1]} is there",
+        hint="The installation is incomplete. Install qwen-edge again.",
+    )
 
 
 def held_out_text() -> str:
     """Return a short text that tiny-qwen3 was not trained on, prose and Python."""
-    folder = examples_folder() / "tiny-qwen3" / "eval"
+    folder = tiny_checkpoint() / "eval"
     return "".join((folder / name).read_text()[:_TEXT_CHARACTERS] for name in ("prose.txt", "code.txt"))
 
 
@@ -98,11 +100,10 @@ def find_source(model: str, display: Display) -> Source:
         HubUnreachableError: It is on the hub, and the hub does not answer.
         DownloadError: It cannot be fetched.
     """
-    tiny = examples_folder() / "tiny-qwen3"
     name = model.lower()
     if name == TINY:
         # A step of this model is shorter than handing work to a second thread takes where cores are shared.
-        return Source(title="tiny-qwen3", stem="tiny-qwen3", path=tiny, is_tiny=True, n_threads=1)
+        return Source(title="tiny-qwen3", stem="tiny-qwen3", path=tiny_checkpoint(), is_tiny=True, n_threads=1)
     if name in OFFERED:
         return _fetch(MODELS[name], display)
     path = Path(model).expanduser()

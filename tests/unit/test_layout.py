@@ -224,10 +224,26 @@ def test_pyproject_lists_every_package() -> None:
         for module, _ in _sources()
         if module.endswith("__init__")
     }
-    assert set(setuptools["packages"]) == folders
+    data = {name for name in setuptools["packages"] if name.startswith("qwen_edge.tiny-qwen3")}
+    assert set(setuptools["packages"]) == folders | data
     assert setuptools["packages"] == sorted(setuptools["packages"])
     for tool in TOOLS:
         assert setuptools["package-dir"][f"qwen_edge.{tool}"] == tool
+
+
+def test_the_model_of_the_demo_is_packaged_whole() -> None:
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    model = ROOT / "examples" / "tiny-qwen3"
+    for folder in (model, *(path for path in model.rglob("*") if path.is_dir())):
+        name = ".".join(["qwen_edge", *folder.relative_to(model.parent).parts])
+        assert setuptools["package-dir"][name] == folder.relative_to(ROOT).as_posix()
+        patterns = setuptools["package-data"][name]
+        left_out = [
+            file.name
+            for file in folder.iterdir()
+            if file.is_file() and not any(file.match(pattern) for pattern in patterns)
+        ]
+        assert not left_out, f"{name} leaves out {left_out}"
 
 
 def test_every_folder_with_code_is_a_package() -> None:
