@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 
 import click
 
+from qwen_edge.cli.output import wants_colour
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
@@ -94,5 +94,4 @@ def show_stats(reply: Reply) -> None:
 
 
 def _dim(text: str) -> None:
-    wants_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    click.echo(click.style(text, dim=True) if wants_colour else text, nl=False, err=True)
+    click.echo(click.style(text, dim=True) if wants_colour(sys.stderr) else text, nl=False, err=True)
