@@ -13,9 +13,12 @@ from collections.abc import Iterator
 import click
 
 from qwen_edge.cli.output import wants_colour
+from qwen_edge.cli.wrap import WordWrap, columns_of, without_controls
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
+_THOUGHT_LABEL = "thinking: "
+_THOUGHT_INDENT = "  "
 _ENDINGS = {
     "length": "cut off by the token limit",
     "thinking_budget": "the thought was cut short",
@@ -61,25 +64,84 @@ def ctrl_c_cancels(session: Session) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def show_stream(stream: ReplyStream) -> None:
-    """Print a reply piece by piece; thinking is dimmed where the terminal can."""
-    last = ""
+class _Writer:
+    """Prints text as it comes, in lines that fit the terminal."""
+
+    def __init__(self, *, is_thought: bool) -> None:
+        stream = sys.stderr if is_thought else sys.stdout
+        columns = columns_of(stream)
+        self._is_thought = is_thought
+        self._is_terminal = columns is not None
+        self._wrap = WordWrap(
+            columns,
+            column=len(_THOUGHT_LABEL) if is_thought else 0,
+            indent=_THOUGHT_INDENT if is_thought else "",
+        )
+
+    def write(self, text: str) -> None:
+        self._print(self._wrap.feed(without_controls(text) if self._is_terminal else text))
+
+    def end(self) -> None:
+        self._print(self._wrap.flush())
+
+    def _print(self, text: str) -> None:
+        if not text:
+            return
+        if self._is_thought:
+            dim(text)
+        else:
+            click.echo(text, nl=False)
+
+
+def show_stream(stream: ReplyStream, *, shows_calls: bool = True) -> None:
+    """Print a reply piece by piece.
+
+    A thought is dimmed where the terminal can, and readable as one where it cannot: it has a label, its further lines
+    are indented, and a blank line ends it.
+
+    Args:
+        stream: The reply.
+        shows_calls: Print the calls that the model asks for, as part of the answer.
+    """
+    answer, thought = _Writer(is_thought=False), None
+    is_hidden_call = False
     for chunk in stream:
         if chunk.kind == "thinking":
-            _dim(("thinking: " if last != "thinking" else "") + chunk.text)
+            if thought is None:
+                answer.end()
+                thought = _Writer(is_thought=True)
+                dim(_THOUGHT_LABEL)
+            thought.write(chunk.text)
+            continue
+        if thought is not None:
+            thought.end()
+            click.echo("\n", err=True)
+            thought = None
+        if chunk.tool_call is None:
+            answer.write(chunk.text)
+            is_hidden_call = False
+        elif shows_calls:
+            click.echo(f"tool call: {json.dumps(chunk.tool_call.to_dict(), ensure_ascii=False)}")
         else:
-            if last == "thinking":
-                click.echo(err=True)
-            if chunk.tool_call is not None:
-                click.echo(f"tool call: {json.dumps(chunk.tool_call.to_dict(), ensure_ascii=False)}")
-            else:
-                click.echo(chunk.text, nl=False)
-        last = chunk.kind
-    click.echo(err=last == "thinking")
+            is_hidden_call = True
+    (thought or answer).end()
+    if not is_hidden_call:
+        click.echo(err=thought is not None)
+
+
+def show_ending(reply: Reply) -> None:
+    """Say why a reply ended, where that is not the model's own doing."""
+    if reply.finish_reason in _ENDINGS:
+        dim(f"({_ENDINGS[reply.finish_reason]})\n")
 
 
 def show_stats(reply: Reply) -> None:
     """Print what the reply cost, on one dim line."""
+    dim(stats_line(reply) + "\n")
+
+
+def stats_line(reply: Reply) -> str:
+    """Return what the reply cost, and why it ended where that is not the model's own doing."""
     stats = reply.stats
     parts = [
         f"{stats.generated_tokens} tokens",
@@ -90,8 +152,9 @@ def show_stats(reply: Reply) -> None:
     ]
     if reply.finish_reason != "stop":
         parts.insert(0, _ENDINGS.get(reply.finish_reason, reply.finish_reason))
-    _dim(", ".join(parts) + "\n")
+    return ", ".join(parts)
 
 
-def _dim(text: str) -> None:
+def dim(text: str) -> None:
+    """Write a piece of text to stderr, dimmed where the terminal can."""
     click.echo(click.style(text, dim=True) if wants_colour(sys.stderr) else text, nl=False, err=True)
