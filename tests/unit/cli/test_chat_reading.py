@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import pytest
@@ -149,7 +148,7 @@ def test_a_history_that_cannot_be_used_costs_nothing(tmp_path: Path, spoiled: st
 def test_a_history_that_disappears_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "history" / "chat"
     history = BoundedHistory(path)
-    os.unlink(path)
+    path.unlink()
     path.parent.rmdir()
     history.store_string("one")
     assert history.problem
