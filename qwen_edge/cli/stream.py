@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import click
 
-from qwen_edge.cli.output import wants_colour
-from qwen_edge.cli.wrap import WordWrap, columns_of, without_controls
+from qwen_edge.cli.output import note, wants_colour
+from qwen_edge.cli.wrap import WordWrap, columns_of, without_controls, wrapped
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
@@ -132,12 +132,12 @@ def show_stream(stream: ReplyStream, *, shows_calls: bool = True) -> None:
 def show_ending(reply: Reply) -> None:
     """Say why a reply ended, where that is not the model's own doing."""
     if reply.finish_reason in _ENDINGS:
-        dim(f"({_ENDINGS[reply.finish_reason]})\n")
+        tell(f"({_ENDINGS[reply.finish_reason]})", is_dim=True)
 
 
 def show_stats(reply: Reply) -> None:
     """Print what the reply cost, on one dim line."""
-    dim(stats_line(reply) + "\n")
+    tell(stats_line(reply), is_dim=True)
 
 
 def stats_line(reply: Reply) -> str:
@@ -153,6 +153,22 @@ def stats_line(reply: Reply) -> str:
     if reply.finish_reason != "stop":
         parts.insert(0, _ENDINGS.get(reply.finish_reason, reply.finish_reason))
     return ", ".join(parts)
+
+
+def tell(text: str, *, indent: str = "  ", is_dim: bool = False) -> None:
+    """Write lines for the person to stderr, broken between words where a terminal shows them.
+
+    Args:
+        text: May hold what a model or a tool wrote.
+        indent: Stands before what follows of a broken line.
+        is_dim: Dim it where the terminal can.
+    """
+    columns = columns_of(sys.stderr)
+    shown = text if columns is None else wrapped(without_controls(text), columns, indent=indent)
+    if is_dim:
+        dim(shown + "\n")
+    else:
+        note(shown)
 
 
 def dim(text: str) -> None:

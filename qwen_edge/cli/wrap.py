@@ -33,6 +33,17 @@ def without_controls(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def wrapped(text: str, columns: int | None, *, indent: str = "") -> str:
+    """Return a text with its lines broken between words; what follows of a broken line is indented."""
+    if columns is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        wrap = WordWrap(columns, indent=indent)
+        lines.append(wrap.feed(line) + wrap.flush())
+    return "\n".join(lines)
+
+
 class WordWrap:
     """Breaks lines of a stream of text.
 

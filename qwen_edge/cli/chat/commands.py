@@ -16,12 +16,17 @@ from qwen_edge.cli.chat.figures import stats_text
 from qwen_edge.cli.chat.screen import shortened
 from qwen_edge.cli.chat.transcript import transcript, turns_text
 from qwen_edge.cli.options import parse_thinking
-from qwen_edge.cli.output import note
+from qwen_edge.cli.stream import tell
 from qwen_edge.config import thinking_config
 from qwen_edge.errors import ConfigError
 
 _COMMAND = re.compile(r"/([A-Za-z_]*)(?:\s+(.*))?", re.DOTALL)
 _SHOWN_CHARACTERS = 60
+_HELP = """
+Ctrl-C ends an answer or drops what is typed, Ctrl-D leaves.
+Several lines: a backslash at the end of a line or Alt-Enter adds one; three quotes (\"\"\") open and close a block.
+A message that begins with a slash: //like this.
+Qwen's own switch, /think or /no_think inside a message, works too; the command on a line of its own overrules it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,32 +111,28 @@ def run_command(conversation: Conversation, typed: Typed) -> None:
 def _help(conversation: Conversation, argument: str) -> None:
     width = max(len(command.usage) for command in COMMANDS) + 2
     for command in COMMANDS:
-        note(f"{command.usage.ljust(width)}{command.summary}")
-    note(
-        "\nA message that begins with a slash: //like this. A backslash at the end of a line, Alt-Enter, or three quotes\n"
-        '(""") before and behind it make a message of several lines. Ctrl-C ends an answer or drops a line, Ctrl-D leaves.\n'
-        "/think or /no_think inside a message is Qwen's own switch; the command on a line of its own overrules it."
-    )
+        tell(command.usage.ljust(width) + command.summary, indent=" " * width)
+    tell(_HELP, indent="")
 
 
 def _new(conversation: Conversation, argument: str) -> None:
     conversation.restart()
     session = conversation.session
     kept = (["system message"] if session.system else []) + (["tools"] if session.tools else [])
-    note("a new conversation" + (f" with the same {' and '.join(kept)}" if kept else ""))
+    tell("a new conversation" + (f" with the same {' and '.join(kept)}" if kept else ""))
 
 
 def _system(conversation: Conversation, argument: str) -> None:
     session = conversation.session
     if not argument:
-        note(session.system if session.system else "no system message. /system TEXT sets one.")
+        tell(session.system if session.system else "no system message. /system TEXT sets one.")
         return
     session.system = None if argument == "off" else argument
     done = "the system message is taken out" if argument == "off" else "the system message is set"
     if any(message.role == "user" for message in session.messages):
         so_far = turns_text(session.messages)
         done += f"; the conversation so far ({so_far}) stays and is read anew with the next message"
-    note(done)
+    tell(done)
 
 
 def _think(conversation: Conversation, argument: str) -> None:
@@ -145,13 +146,13 @@ def _think(conversation: Conversation, argument: str) -> None:
     conversation.set_thinking(thinking)
     config = thinking_config(thinking)
     if config.mode == "auto":
-        note("the model thinks or not as it is used to, and as /think or /no_think in a message says")
+        tell("the model thinks or not as it is used to, and as /think or /no_think in a message says")
     elif config.mode == "off":
-        note("the model answers at once from now on")
+        tell("the model answers at once from now on")
     elif config.budget is None:
-        note("the model thinks before each answer from now on")
+        tell("the model thinks before each answer from now on")
     else:
-        note(f"the model thinks before each answer from now on, for at most {config.budget} tokens")
+        tell(f"the model thinks before each answer from now on, for at most {config.budget} tokens")
 
 
 def _no_think(conversation: Conversation, argument: str) -> None:
@@ -161,32 +162,32 @@ def _no_think(conversation: Conversation, argument: str) -> None:
 def _tools(conversation: Conversation, argument: str) -> None:
     if argument == "off":
         conversation.set_tools(None)
-        note("no tools from now on")
+        tell("no tools from now on")
         return
     if argument:
         conversation.set_tools(Path(argument).expanduser())
     session = conversation.session
     if not session.tools:
-        note("no tools. /tools FILE.py offers the functions of a Python file to the model.")
+        tell("no tools. /tools FILE.py offers the functions of a Python file to the model.")
         return
     origin = f" from {conversation.tools_file}" if conversation.tools_file else ""
-    note(f"tools{origin}, which run in this process when the model calls them:" if session.functions
+    tell(f"tools{origin}, which run in this process when the model calls them:" if session.functions
          else "tools of the saved session; there are no functions to run for them here. /tools FILE.py brings them.")  # fmt: skip
     for tool in session.tools:
         function = tool["function"]
         parameters = ", ".join(function.get("parameters", {}).get("properties", {}))
-        note(f"  {function['name']}({parameters})  {shortened(function.get('description', ''), 80)}".rstrip())
+        tell(f"  {function['name']}({parameters})  {shortened(function.get('description', ''), 80)}".rstrip())
 
 
 def _stats(conversation: Conversation, argument: str) -> None:
-    note(stats_text(conversation))
+    tell(stats_text(conversation))
 
 
 def _undo(conversation: Conversation, argument: str) -> None:
     removed = conversation.session.undo()
     conversation.last = None
     left = turns_text(conversation.session.messages)
-    note(f"taken back: {shortened(removed[0].content, _SHOWN_CHARACTERS)!r} and what followed; {left} left")
+    tell(f"taken back: {shortened(removed[0].content, _SHOWN_CHARACTERS)!r} and what followed; {left} left")
 
 
 def _retry(conversation: Conversation, argument: str) -> None:
@@ -194,7 +195,7 @@ def _retry(conversation: Conversation, argument: str) -> None:
 
 
 def _history(conversation: Conversation, argument: str) -> None:
-    note(transcript(conversation.session.messages) or "nothing was said yet")
+    tell(transcript(conversation.session.messages) or "nothing was said yet")
 
 
 def _exit(conversation: Conversation, argument: str) -> None:

@@ -15,8 +15,7 @@ from qwen_edge.chat.tools import error_text
 from qwen_edge.cli.chat.screen import Screen
 from qwen_edge.cli.chat.tool_file import load_tools
 from qwen_edge.cli.options import GenerationOptions
-from qwen_edge.cli.output import note
-from qwen_edge.cli.stream import ctrl_c_cancels
+from qwen_edge.cli.stream import ctrl_c_cancels, tell
 from qwen_edge.config import ThinkingLike, thinking_config
 from qwen_edge.errors import ContextOverflowError, UnsupportedError
 from qwen_edge.model import Model
@@ -81,7 +80,7 @@ class Conversation:
         self._tell_switch(text)
         self._answer([Message("user", text)])
         if (warning := self._fullness_warning()) is not None:
-            note(warning)
+            tell(warning)
 
     def retry(self) -> None:
         """Have the last turn answered again, from the person's message on.
@@ -148,7 +147,7 @@ class Conversation:
                 added = [self._called(call) for call in reply.tool_calls]
             else:
                 self._leave_calls(f"not called: {_MAX_ROUNDS} rounds of calls are enough")
-                note(f"(the model asks for more calls after {_MAX_ROUNDS} rounds: they are not made)")
+                tell(f"(the model asks for more calls after {_MAX_ROUNDS} rounds: they are not made)")
         except ContextOverflowError:
             self.session.messages[:] = before
             raise
@@ -199,9 +198,9 @@ class Conversation:
         word = "/think" if switch == "on" else "/no_think"
         mode = thinking_config(self.thinking).mode
         if mode == "auto":
-            note(f"({word} in a message holds until a later message says otherwise)")
+            tell(f"({word} in a message holds until a later message says otherwise)")
         elif mode != switch:
-            note(
+            tell(
                 f"({word} in a message changes nothing while thinking is set to {mode}: /think auto lets it)"
             )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_edge.cli.options import GenerationOptions, generation_options
-from qwen_edge.cli.output import format_option, note
+from qwen_edge.cli.output import format_option
 from qwen_edge.errors import ContextOverflowError, QwenEdgeError
 from qwen_edge.paths import cache_root
 
@@ -46,6 +46,7 @@ def command(
     from qwen_edge.cli.chat import saved as saved_conversations
     from qwen_edge.cli.chat.conversation import Conversation
     from qwen_edge.cli.chat.screen import JsonScreen, TextScreen
+    from qwen_edge.cli.stream import tell
     from qwen_edge.model import load
 
     with load(file, options.load) as model:
@@ -59,7 +60,7 @@ def command(
             conversation.set_tools(tools)
         is_interactive = sys.stdin.isatty()
         if is_interactive:
-            note(f"{model.info.name or file} is ready. /help lists the commands, Ctrl-D leaves.")
+            tell(f"{model.info.name or file} is ready. /help lists the commands, Ctrl-D leaves.")
         talk(conversation, open_reader(keeps_history=not no_history), is_interactive=is_interactive)
 
 
@@ -90,6 +91,7 @@ def talk(conversation: Conversation, reader: Reader, *, is_interactive: bool) ->
         KeyboardInterrupt: Without a person, Ctrl-C.
     """
     from qwen_edge.cli.chat.commands import Typed, parse, run_command
+    from qwen_edge.cli.stream import tell
 
     draft = ""
     while not conversation.is_over and (text := reader.read(draft)) is not None:
@@ -104,16 +106,16 @@ def talk(conversation: Conversation, reader: Reader, *, is_interactive: bool) ->
                 conversation.say(turn)
         except ContextOverflowError as error:
             draft = text
-            note(
+            tell(
                 f"error: {error.message}\n  /new begins a new conversation, /undo takes the last turn out, --n-ctx gives more room."
             )
         except (QwenEdgeError, OSError) as error:
             if not is_interactive and not isinstance(turn, Typed):
                 raise
-            note(f"error: {error}")
+            tell(f"error: {error}")
         except KeyboardInterrupt:
             if not is_interactive:
                 raise
-            note("(stopped)")
+            tell("(stopped)")
         if is_interactive and not conversation.is_over:
-            note("")
+            tell("")

@@ -18,7 +18,8 @@ from prompt_toolkit.output.defaults import create_output
 from qwen_edge.cli.chat.commands import BY_NAME, COMMANDS
 from qwen_edge.cli.chat.history_file import BoundedHistory
 from qwen_edge.cli.chat.reading import is_open, unquoted
-from qwen_edge.cli.output import note, wants_colour
+from qwen_edge.cli.output import wants_colour
+from qwen_edge.cli.stream import tell
 
 
 class PromptReader:
@@ -63,13 +64,13 @@ class PromptReader:
             except EOFError:
                 return None
             except KeyboardInterrupt:
-                note("(Ctrl-D or /exit leaves)")
+                tell("(Ctrl-D or /exit leaves)")
                 draft = ""
 
     def _tell_problem(self) -> None:
         if self._file is not None and self._file.problem and not self._has_told:
             self._has_told = True
-            note(f"(what you type is not kept for the next time: {self._file.problem})")
+            tell(f"(what you type is not kept for the next time: {self._file.problem})")
 
 
 class CommandCompleter(Completer):

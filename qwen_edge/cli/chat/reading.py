@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 import click
 
-from qwen_edge.cli.output import note
+from qwen_edge.cli.stream import tell
 from qwen_edge.errors import ConfigError
 
 _QUOTES = '"""'
@@ -81,7 +81,7 @@ class LineReader:
             except KeyboardInterrupt:
                 if not self._is_terminal:
                     raise
-                note("\n(Ctrl-D or /exit leaves)")
+                tell("\n(Ctrl-D or /exit leaves)")
 
     def _turn(self) -> str | None:
         text = self._line("> ")
@@ -95,7 +95,7 @@ class LineReader:
             more = self._line(". ")
             if more is None:
                 if is_open(text):
-                    note('(the input ended inside a """ block)')
+                    tell('(the input ended inside a """ block)')
                 return unquoted(text)
             text += separator + more
         return None

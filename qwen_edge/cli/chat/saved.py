@@ -8,7 +8,8 @@ from pathlib import Path
 from qwen_edge.cli.chat.conversation import Conversation
 from qwen_edge.cli.chat.screen import shortened
 from qwen_edge.cli.chat.transcript import turns_text
-from qwen_edge.cli.output import format_bytes, note
+from qwen_edge.cli.output import format_bytes
+from qwen_edge.cli.stream import tell
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.kv_fingerprint import differences, kv_fingerprint
 from qwen_edge.session_file import StateRebuiltWarning, read_session
@@ -32,7 +33,7 @@ def save(conversation: Conversation, argument: str) -> None:
     session = conversation.session
     session.save(path)
     size = format_bytes(path.stat().st_size)
-    note(
+    tell(
         f"saved {turns_text(session.messages)} to {path} ({size}). The text in it is readable for whoever has the file."
     )
 
@@ -71,11 +72,11 @@ def load(conversation: Conversation, argument: str) -> None:
         if session.rebuilt_because
         else "It goes on where it was, without reading it again."
     )
-    note(f"restored {turns_text(session.messages)} from {path}. {cost}")
+    tell(f"restored {turns_text(session.messages)} from {path}. {cost}")
     if session.messages:
         last = session.messages[-1]
         who = {"user": "you", "assistant": "the model"}.get(last.role, last.role)
-        note(f"  last, {who}: {shortened(last.content, _SHOWN_CHARACTERS)}")
+        tell(f"  last, {who}: {shortened(last.content, _SHOWN_CHARACTERS)}")
     if session.tools and not session.functions:
         names = ", ".join(tool["function"]["name"] for tool in session.tools)
-        note(f"  Its tools ({names}) have no functions here: /tools FILE.py brings them.")
+        tell(f"  Its tools ({names}) have no functions here: /tools FILE.py brings them.")

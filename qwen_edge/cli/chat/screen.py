@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import click
 
-from qwen_edge.cli.stream import dim, show_ending, show_stream
-from qwen_edge.cli.wrap import without_controls
+from qwen_edge.cli.stream import show_ending, show_stream, tell
 from qwen_edge.session import ReplyStream
 from qwen_edge.types import Message, Reply, ToolCall
 
@@ -40,11 +39,11 @@ class TextScreen:
 
     def calling(self, call: ToolCall) -> None:
         """See Screen.calling."""
-        dim(f"calls {call_text(call)}\n")
+        tell(f"calls {call_text(call)}", is_dim=True)
 
     def called(self, call: ToolCall, result: Message) -> None:
         """See Screen.called."""
-        dim(f"  = {shortened(without_controls(result.content), _MAX_RESULT_CHARACTERS)}\n")
+        tell(f"  = {shortened(result.content, _MAX_RESULT_CHARACTERS)}", indent="    ", is_dim=True)
 
     def answered(self, reply: Reply) -> None:
         """See Screen.answered."""
@@ -79,7 +78,7 @@ def call_text(call: ToolCall) -> str:
     arguments = ", ".join(
         f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items()
     )
-    return without_controls(f"{call.name}({arguments})")
+    return f"{call.name}({arguments})"
 
 
 def shortened(text: str, n_characters: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qwen_edge.cli.chat.screen import call_text
-from qwen_edge.cli.wrap import without_controls
 from qwen_edge.history import turn_starts
 from qwen_edge.types import Message
 
@@ -28,6 +27,6 @@ def _paragraph(message: Message) -> str:
     if message.thinking:
         parts.append(f"(a thought of {len(message.thinking)} characters)")
     if message.content:
-        parts.append(without_controls(message.content))
+        parts.append(message.content)
     parts += [f"calls {call_text(call)}" for call in message.tool_calls]
     return f"{_SPEAKERS[message.role]}: " + "\n".join(parts).replace("\n", "\n  ")
