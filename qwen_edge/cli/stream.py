@@ -104,7 +104,8 @@ def show_stream(stream: ReplyStream, *, shows_calls: bool = True) -> None:
         shows_calls: Print the calls that the model asks for, as part of the answer.
     """
     answer, thought = _Writer(is_thought=False), None
-    is_hidden_call = False
+    has_call = False
+    has_text = False  # on the line that is not ended yet
     for chunk in stream:
         if chunk.kind == "thinking":
             if thought is None:
@@ -119,13 +120,16 @@ def show_stream(stream: ReplyStream, *, shows_calls: bool = True) -> None:
             thought = None
         if chunk.tool_call is None:
             answer.write(chunk.text)
-            is_hidden_call = False
-        elif shows_calls:
+            has_text = True
+            continue
+        if has_text:
+            answer.end()
+            click.echo()
+        if shows_calls:
             click.echo(f"tool call: {json.dumps(chunk.tool_call.to_dict(), ensure_ascii=False)}")
-        else:
-            is_hidden_call = True
+        has_text, has_call = False, True
     (thought or answer).end()
-    if not is_hidden_call:
+    if thought is not None or has_text or not has_call:
         click.echo(err=thought is not None)
 
 

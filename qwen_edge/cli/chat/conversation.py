@@ -12,7 +12,7 @@ from qwen_edge import tool_loop
 from qwen_edge.chat.template import ThinkingSupport
 from qwen_edge.chat.thinking import plan_thinking, soft_switch
 from qwen_edge.chat.tools import error_text
-from qwen_edge.cli.chat.screen import Screen
+from qwen_edge.cli.chat.screen import Screen, shortened
 from qwen_edge.cli.chat.tool_file import load_tools
 from qwen_edge.cli.options import GenerationOptions
 from qwen_edge.cli.stream import ctrl_c_cancels, tell
@@ -23,6 +23,7 @@ from qwen_edge.session import Session
 from qwen_edge.types import Message, Reply, ToolCall
 
 _MAX_ROUNDS = 5
+_SHOWN_CHARACTERS = 60
 # From this share of the context on the person is told, while there is room for a turn or two.
 _NEARLY_FULL = 0.85
 
@@ -90,6 +91,7 @@ class Conversation:
         """
         removed = list(self.session.undo())
         question = removed[:1]
+        tell(f"again: {shortened(question[0].content, _SHOWN_CHARACTERS)}", is_dim=True)
         n_before = len(self.session.messages)
         try:
             self._answer(question)

@@ -66,5 +66,5 @@ def test_nothing_moves_the_cursor(text: str) -> None:
 
 
 def test_lines_of_a_text_are_broken_one_by_one() -> None:
-    assert wrapped("name   what it does\nother", 15, indent=" " * 7) == "name   what\n       it does\nother"
+    assert wrapped("name   what this\nother", 13, indent=" " * 7) == "name   what\n       this\nother"
     assert wrapped("name what it does", None) == "name what it does"
