@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from qwen_edge.chat.template import ThinkingSupport
 from qwen_edge.cli.chat import saved
 from qwen_edge.cli.chat.conversation import Conversation
 from qwen_edge.cli.chat.figures import stats_text
@@ -145,11 +146,12 @@ def _think(conversation: Conversation, argument: str) -> None:
         ) from None
     conversation.set_thinking(thinking)
     config = thinking_config(thinking)
-    if config.mode == "auto":
+    support = conversation.model.template.thinking
+    if config.mode == "auto" and support is ThinkingSupport.SWITCHED:
         tell("the model thinks or not as it is used to, and as /think or /no_think in a message says")
-    elif config.mode == "off":
+    elif support is ThinkingSupport.NEVER or config.mode == "off":
         tell("the model answers at once from now on")
-    elif config.budget is None:
+    elif config.budget is None:  # also of a model that always does
         tell("the model thinks before each answer from now on")
     else:
         tell(f"the model thinks before each answer from now on, for at most {config.budget} tokens")

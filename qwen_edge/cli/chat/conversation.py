@@ -195,9 +195,12 @@ class Conversation:
     def _tell_switch(self, text: str) -> None:
         """Say what a `/think` or `/no_think` inside a message does."""
         switch = soft_switch([Message("user", text)])
-        if switch is None or self.model.template.thinking is not ThinkingSupport.SWITCHED:
+        if switch is None:
             return
         word = "/think" if switch == "on" else "/no_think"
+        if self.model.template.thinking is not ThinkingSupport.SWITCHED:
+            tell(f"({word} in a message is no switch for this model: it reads the word)")
+            return
         mode = thinking_config(self.thinking).mode
         if mode == "auto":
             tell(f"({word} in a message holds until a later message says otherwise)")

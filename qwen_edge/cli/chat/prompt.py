@@ -44,7 +44,7 @@ class PromptReader:
         history: History = self._file or InMemoryHistory()
         self._prompt: PromptSession[str] = PromptSession(
             "> ",
-            prompt_continuation=". ",
+            prompt_continuation=_continuation,
             multiline=True,
             history=history,
             completer=CommandCompleter(),
@@ -98,6 +98,11 @@ class CommandCompleter(Completer):
                     display=command.usage,
                     display_meta=command.summary,
                 )
+
+
+def _continuation(width: int, line_number: int, wrap_count: int) -> str:
+    """Return what stands before a further line: a dot, unless the terminal alone has broken the line."""
+    return "  " if wrap_count else ". "
 
 
 def _key_bindings() -> KeyBindings:

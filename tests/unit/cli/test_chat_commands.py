@@ -261,8 +261,11 @@ def test_a_model_that_does_not_think_says_so(start: Start, capsys: Capture) -> N
     conversation = start(engine=FakeEngine("Hello.", chat_template=never))
     with pytest.raises(UnsupportedError, match="does not think"):
         run_command(conversation, Typed("think", ""))
-    do(conversation, "/no_think", "Hi /think")
-    assert "Hello." in capsys.readouterr().out
+    do(conversation, "/no_think", "Hi /think", "/think auto")
+    shown = capsys.readouterr()
+    assert shown.out == "Hello.\n"
+    assert shown.err.count("answers at once") == 2
+    assert "/think in a message is no switch for this model" in shown.err
 
 
 def test_a_model_that_always_thinks_is_offered_a_budget(start: Start) -> None:
