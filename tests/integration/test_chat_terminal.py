@@ -14,7 +14,7 @@ ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1
 PASTE, END_OF_PASTE = "\x1b[200~", "\x1b[201~"
 COLOUR = {"TERM": "xterm-256color", "NO_COLOR": "", "CLICOLOR": "1"}
 
-# A model that takes a twentieth of a second for each letter, and counts for long; and "Done." after the first answer.
+# A model that takes two seconds for the prompt and a twentieth for each letter, and counts for long; then it is "Done.".
 SLOW_MODEL = """
 import sys, time
 from qwen_edge.cli.chat.conversation import Conversation
@@ -28,7 +28,12 @@ from qwen_edge.model import Model
 def script(prompt):
     return "Done." if "assistant\\n0 1 2" in prompt else " ".join(str(number) for number in range(1000))
 
-engine = FakeEngine(script, on_append=lambda tokens: time.sleep(0.05))
+def evaluate(tokens):
+    if len(tokens) > 1:
+        print("(reading)", flush=True)
+    time.sleep(0.05 if len(tokens) == 1 else 2)
+
+engine = FakeEngine(script, on_append=evaluate)
 options = GenerationOptions(LoadConfig(), None, None, None, None, None, None)
 with Model(engine) as model:
     conversation = Conversation(model, model.session(), TextScreen(), options)
@@ -125,8 +130,7 @@ def test_an_impatient_ctrl_c_is_one(what: str) -> None:
     with Terminal([sys.executable, "-c", SLOW_MODEL], env=COLOUR) as terminal:
         terminal.wait_for(">")
         terminal.type(f"Count.{ENTER}")
-        if what == "two at once":
-            terminal.wait_for("0 1 2")
+        terminal.wait_for("0 1 2" if what == "two at once" else "(reading)")
         terminal.type(CTRL_C + CTRL_C)
         terminal.wait_for("(stopped)\n\n>")
         terminal.type(f"/exit{ENTER}")
