@@ -64,6 +64,24 @@ def ctrl_c_cancels(session: Session) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def unseen_keys() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the text that is being shown; it is there for the next prompt."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
 class _Writer:
     """Prints text as it comes, in lines that fit the terminal."""
 

@@ -116,8 +116,10 @@ def test_ctrl_c_ends_an_answer_and_the_conversation_goes_on() -> None:
         terminal.wait_for(">")
         terminal.type(f"Count.{ENTER}")
         terminal.wait_for("0 1 2")
+        terminal.type("And now")
         terminal.type(CTRL_C)
         terminal.wait_for("(stopped)\n\n>")
+        assert not {"^C", "And"} & set(terminal.text.split())  # what is typed does not get into the answer
         terminal.type(f"And now?{ENTER}")
         terminal.wait_for("Done.")
         terminal.type(f"/exit{ENTER}")

@@ -15,7 +15,7 @@ from qwen_edge.chat.tools import error_text
 from qwen_edge.cli.chat.screen import Screen, shortened
 from qwen_edge.cli.chat.tool_file import load_tools
 from qwen_edge.cli.options import GenerationOptions
-from qwen_edge.cli.stream import ctrl_c_cancels, tell
+from qwen_edge.cli.stream import ctrl_c_cancels, tell, unseen_keys
 from qwen_edge.config import ThinkingLike, thinking_config
 from qwen_edge.errors import ContextOverflowError, UnsupportedError
 from qwen_edge.model import Model
@@ -165,7 +165,7 @@ class Conversation:
         )
         self.last = None
         try:
-            with ctrl_c_cancels(self.session):
+            with ctrl_c_cancels(self.session), unseen_keys():
                 self._screen.stream(stream, makes_calls=bool(self.session.functions))
         finally:
             stream.close()

@@ -44,6 +44,7 @@ def command(
     included, and it ends with the input. With --format json each answer is one line of JSON.
     """
     from qwen_edge.cli.chat import saved as saved_conversations
+    from qwen_edge.cli.chat.commands import Typed, run_command
     from qwen_edge.cli.chat.conversation import Conversation
     from qwen_edge.cli.chat.screen import JsonScreen, TextScreen
     from qwen_edge.cli.stream import tell
@@ -57,7 +58,7 @@ def command(
             if system is not None:
                 conversation.session.system = system
         if tools is not None:
-            conversation.set_tools(tools)
+            run_command(conversation, Typed("tools", str(tools)))
         is_interactive = sys.stdin.isatty()
         if is_interactive:
             tell(f"{model.info.name or file} is ready. /help lists the commands, Ctrl-D leaves.")
