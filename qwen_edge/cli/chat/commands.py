@@ -186,8 +186,7 @@ def _stats(conversation: Conversation, argument: str) -> None:
 
 
 def _undo(conversation: Conversation, argument: str) -> None:
-    removed = conversation.session.undo()
-    conversation.last = None
+    removed = conversation.undo()
     left = turns_text(conversation.session.messages)
     tell(f"taken back: {shortened(removed[0].content, _SHOWN_CHARACTERS)!r} and what followed; {left} left")
 

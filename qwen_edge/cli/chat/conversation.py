@@ -17,7 +17,8 @@ from qwen_edge.cli.chat.tool_file import load_tools
 from qwen_edge.cli.options import GenerationOptions
 from qwen_edge.cli.stream import ctrl_c_cancels, tell, unseen_keys
 from qwen_edge.config import ThinkingLike, thinking_config
-from qwen_edge.errors import ContextOverflowError, UnsupportedError
+from qwen_edge.errors import ConfigError, ContextOverflowError, UnsupportedError
+from qwen_edge.history import turn_starts
 from qwen_edge.model import Model
 from qwen_edge.session import Session
 from qwen_edge.types import Message, Reply, ToolCall
@@ -89,7 +90,7 @@ class Conversation:
         Raises:
             ConfigError: There is none.
         """
-        removed = list(self.session.undo())
+        removed = list(self.undo())
         question = removed[:1]
         tell(f"again: {shortened(question[0].content, _SHOWN_CHARACTERS)}", is_dim=True)
         n_before = len(self.session.messages)
@@ -98,6 +99,17 @@ class Conversation:
         finally:
             if len(self.session.messages) == n_before:  # no answer came: the old one stays
                 self.session.messages += removed
+
+    def undo(self) -> tuple[Message, ...]:
+        """Take the last turn out and return it.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        if not turn_starts(self.session.messages):
+            raise ConfigError("nothing was said yet that could be taken back or answered again")
+        self.last = None
+        return self.session.undo()
 
     def restart(self) -> None:
         """Forget what was said; the system message and the tools stay."""
@@ -117,7 +129,9 @@ class Conversation:
             plan_thinking(thinking_config(thinking), template.thinking, [], model_name=self.model.info.name)
         except UnsupportedError as error:
             if template.thinking is ThinkingSupport.ALWAYS:
-                raise UnsupportedError(error.message, hint="/think 0 closes the thought at once.") from None
+                raise UnsupportedError(
+                    error.message, hint="A budget holds: /think 0 (--thinking 0) closes its thought at once."
+                ) from None
             raise UnsupportedError(error.message) from None
         self.thinking = thinking
 

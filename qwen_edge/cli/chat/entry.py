@@ -110,6 +110,8 @@ def talk(conversation: Conversation, reader: Reader, *, is_interactive: bool) ->
             tell(
                 f"error: {error.message}\n  /new begins a new conversation, /undo takes the last turn out, --n-ctx gives more room."
             )
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except (QwenEdgeError, OSError) as error:
             if not is_interactive and not isinstance(turn, Typed):
                 raise

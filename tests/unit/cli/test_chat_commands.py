@@ -273,7 +273,7 @@ def test_a_model_that_always_thinks_is_offered_a_budget(start: Start) -> None:
         TEMPLATE.replace("enable_thinking", "nothing") + "{% if add_generation_prompt %}<think>\n{% endif %}"
     )
     conversation = start(engine=FakeEngine("Well.</think>Hello.", chat_template=always))
-    with pytest.raises(UnsupportedError, match="/think 0"):
+    with pytest.raises(UnsupportedError, match="--thinking 0"):
         run_command(conversation, Typed("no_think", ""))
 
 
@@ -321,7 +321,7 @@ def test_stats_count_answers_context_and_memory(start: Start, capsys: Capture) -
 def test_undo_says_what_it_took_back(start: Start, capsys: Capture) -> None:
     conversation = start()
     do(conversation, "/undo")
-    assert "the conversation has no turn yet" in capsys.readouterr().err
+    assert "nothing was said yet" in capsys.readouterr().err
     do(conversation, "One", "Two " + "x" * 100, "/undo")
     assert "taken back: 'Two xxx" in (shown := capsys.readouterr().err)
     assert "…' and what followed; 1 turn left" in shown
@@ -331,7 +331,7 @@ def test_undo_says_what_it_took_back(start: Start, capsys: Capture) -> None:
 def test_retry_answers_anew(start: Start, capsys: Capture) -> None:
     conversation = start("First.", "Second.")
     do(conversation, "/retry")
-    assert "no turn yet" in capsys.readouterr().err
+    assert "nothing was said yet" in capsys.readouterr().err
     do(conversation, "Hi", "/retry")
     assert contents(conversation) == [("user", "Hi"), ("assistant", "Second.")]
     assert capsys.readouterr().out == "First.\nSecond.\n"
@@ -611,6 +611,14 @@ def test_without_a_person_a_failing_answer_ends_it(start: Start) -> None:
         talk(conversation, Lines("/xyzzy", "Hi"), is_interactive=False)
     with pytest.raises(ContextOverflowError):
         conversation.say("x" * 10_000)
+
+
+def test_answers_that_nobody_reads_end_it(start: Start) -> None:
+    def vanish(tokens: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        do(start(engine=FakeEngine("Hi", on_append=vanish)), "Hi", "Hi")
 
 
 def test_a_mode_the_model_has_not_is_refused_at_the_start(start: Start) -> None:
