@@ -111,6 +111,16 @@ def read_state_file(path: str | os.PathLike[str], kind: str) -> StateFile:
     return StateFile(facts=facts, tokens=tokens.view("<i4").tolist(), state=state)
 
 
+def is_state_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as one of these does, whole or not.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def _read_header(file: BufferedReader, size_bytes: int) -> dict[str, Any]:
     preamble = file.read(_PREAMBLE.size)
     if len(preamble) < _PREAMBLE.size:

@@ -32,7 +32,7 @@ def run(
     for _ in range(max_rounds):
         if not _asks_for_calls(reply):
             return reply
-        reply = session.send([_answer(session, call, on_error) for call in reply.tool_calls], **options)
+        reply = session.send([answer(session, call, on_error) for call in reply.tool_calls], **options)
     return _checked_last(reply, max_rounds)
 
 
@@ -100,7 +100,12 @@ def _prepared(session: Session, call: ToolCall) -> tuple[ToolFunction, dict[str,
     return tool, tool.arguments(call)
 
 
-def _answer(session: Session, call: ToolCall, on_error: OnError) -> Message:
+def answer(session: Session, call: ToolCall, on_error: OnError = "tell") -> Message:
+    """Make one call and return its result as the message that the model reads.
+
+    Raises:
+        ToolError: It cannot be made, or failed, and on_error is "raise".
+    """
     try:
         tool, arguments = _prepared(session, call)
         return Message("tool", result_text(_called(tool, arguments)))

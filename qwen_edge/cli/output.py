@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -37,6 +38,16 @@ def print_json(data: Any) -> None:
 def note(text: str) -> None:
     """Write a line for the person at the terminal to stderr."""
     click.echo(text, err=True)
+
+
+def wants_colour(stream: IO[Any]) -> bool:
+    """Return whether text on a stream may be dimmed and coloured: a terminal that can, and nobody asked for none.
+
+    Source: https://no-color.org for NO_COLOR (set and not empty), https://bixense.com/clicolors for CLICOLOR=0.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("CLICOLOR") == "0":
+        return False
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def stderr_console() -> Console:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -13,9 +12,13 @@ from collections.abc import Iterator
 
 import click
 
+from qwen_edge.cli.output import note, wants_colour
+from qwen_edge.cli.wrap import WordWrap, columns_of, without_controls, wrapped
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
+_THOUGHT_LABEL = "thinking: "
+_THOUGHT_INDENT = "  "
 _ENDINGS = {
     "length": "cut off by the token limit",
     "thinking_budget": "the thought was cut short",
@@ -61,25 +64,106 @@ def ctrl_c_cancels(session: Session) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def show_stream(stream: ReplyStream) -> None:
-    """Print a reply piece by piece; thinking is dimmed where the terminal can."""
-    last = ""
+@contextlib.contextmanager
+def unseen_keys() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the text that is being shown; it is there for the next prompt."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+class _Writer:
+    """Prints text as it comes, in lines that fit the terminal."""
+
+    def __init__(self, *, is_thought: bool) -> None:
+        stream = sys.stderr if is_thought else sys.stdout
+        columns = columns_of(stream)
+        self._is_thought = is_thought
+        self._is_terminal = columns is not None
+        self._wrap = WordWrap(
+            columns,
+            column=len(_THOUGHT_LABEL) if is_thought else 0,
+            indent=_THOUGHT_INDENT if is_thought else "",
+        )
+
+    def write(self, text: str) -> None:
+        self._print(self._wrap.feed(without_controls(text) if self._is_terminal else text))
+
+    def end(self) -> None:
+        self._print(self._wrap.flush())
+
+    def _print(self, text: str) -> None:
+        if not text:
+            return
+        if self._is_thought:
+            dim(text)
+        else:
+            click.echo(text, nl=False)
+
+
+def show_stream(stream: ReplyStream, *, shows_calls: bool = True) -> None:
+    """Print a reply piece by piece.
+
+    A thought is dimmed where the terminal can, and readable as one where it cannot: it has a label, its further lines
+    are indented, and a blank line ends it.
+
+    Args:
+        stream: The reply.
+        shows_calls: Print the calls that the model asks for, as part of the answer.
+    """
+    answer, thought = _Writer(is_thought=False), None
+    has_call = False
+    has_text = False  # on the line that is not ended yet
     for chunk in stream:
         if chunk.kind == "thinking":
-            _dim(("thinking: " if last != "thinking" else "") + chunk.text)
-        else:
-            if last == "thinking":
-                click.echo(err=True)
-            if chunk.tool_call is not None:
-                click.echo(f"tool call: {json.dumps(chunk.tool_call.to_dict(), ensure_ascii=False)}")
-            else:
-                click.echo(chunk.text, nl=False)
-        last = chunk.kind
-    click.echo(err=last == "thinking")
+            if thought is None:
+                answer.end()
+                thought = _Writer(is_thought=True)
+                dim(_THOUGHT_LABEL)
+            thought.write(chunk.text)
+            continue
+        if thought is not None:
+            thought.end()
+            click.echo("\n", err=True)
+            thought = None
+        if chunk.tool_call is None:
+            answer.write(chunk.text)
+            has_text = True
+            continue
+        if has_text:
+            answer.end()
+            click.echo()
+        if shows_calls:
+            click.echo(f"tool call: {json.dumps(chunk.tool_call.to_dict(), ensure_ascii=False)}")
+        has_text, has_call = False, True
+    (thought or answer).end()
+    if thought is not None or has_text or not has_call:
+        click.echo(err=thought is not None)
+
+
+def show_ending(reply: Reply) -> None:
+    """Say why a reply ended, where that is not the model's own doing."""
+    if reply.finish_reason in _ENDINGS:
+        tell(f"({_ENDINGS[reply.finish_reason]})", is_dim=True)
 
 
 def show_stats(reply: Reply) -> None:
     """Print what the reply cost, on one dim line."""
+    tell(stats_line(reply), is_dim=True)
+
+
+def stats_line(reply: Reply) -> str:
+    """Return what the reply cost, and why it ended where that is not the model's own doing."""
     stats = reply.stats
     parts = [
         f"{stats.generated_tokens} tokens",
@@ -90,9 +174,25 @@ def show_stats(reply: Reply) -> None:
     ]
     if reply.finish_reason != "stop":
         parts.insert(0, _ENDINGS.get(reply.finish_reason, reply.finish_reason))
-    _dim(", ".join(parts) + "\n")
+    return ", ".join(parts)
 
 
-def _dim(text: str) -> None:
-    wants_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    click.echo(click.style(text, dim=True) if wants_colour else text, nl=False, err=True)
+def tell(text: str, *, indent: str = "  ", is_dim: bool = False) -> None:
+    """Write lines for the person to stderr, broken between words where a terminal shows them.
+
+    Args:
+        text: May hold what a model or a tool wrote.
+        indent: Stands before what follows of a broken line.
+        is_dim: Dim it where the terminal can.
+    """
+    columns = columns_of(sys.stderr)
+    shown = text if columns is None else wrapped(without_controls(text), columns, indent=indent)
+    if is_dim:
+        dim(shown + "\n")
+    else:
+        note(shown)
+
+
+def dim(text: str) -> None:
+    """Write a piece of text to stderr, dimmed where the terminal can."""
+    click.echo(click.style(text, dim=True) if wants_colour(sys.stderr) else text, nl=False, err=True)

@@ -104,6 +104,73 @@ def test_chat_json_is_one_line_a_reply(tiny_path: Path) -> None:
     assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["Anna", "Karl"]
 
 
+def test_chat_takes_its_commands_from_a_pipe_and_says_the_rest_on_stderr(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    saved, tools = tmp_path / "a.session", tmp_path / "tools.py"
+    tools.write_text('''
+def get_weather(city: str) -> dict[str, object]:
+    """Current weather of a city."""
+    return {"city": city, "temp": 21}
+''')
+    turns = f'''"""
+Say Anna.
+"""
+/system Be brief.
+/think
+What is the capital of Greece?
+/no_think
+/stats
+/undo
+/history
+/save {saved}
+//etc
+/exit
+'''
+    result = qwen_edge("chat", tiny_path, "--thinking", "off", "--temperature", "0", stdin=turns)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Anna\nAthens.\n")
+    for said in (
+        "the system message is set",
+        "thinking: ",
+        "all answers: 2",
+        "taken back: 'What is",
+        "you: Say Anna.",
+    ):
+        assert said in result.stderr
+    options = [
+        "--load",
+        saved,
+        "--tools",
+        tools,
+        "--thinking",
+        "off",
+        "--temperature",
+        "0",
+        "--format",
+        "json",
+    ]
+    result = qwen_edge("chat", tiny_path, *options, stdin="How is the weather in Vienna?\n/history\n")
+    assert result.returncode == 0, result.stderr
+    (answer,) = (json.loads(line) for line in result.stdout.splitlines())
+    assert answer["calls_made"][0]["name"] == "get_weather"
+    assert "21" in answer["text"]
+    assert "restored 1 turn from" in result.stderr
+    assert "you: Say Anna." in result.stderr
+
+
+def test_chat_refuses_what_it_cannot_begin_with(tiny_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("")
+    for options, said in [
+        (["--tools", tmp_path / "absent.py"], "cannot be read"),
+        (["--tools", tmp_path / "empty.py"], "defines no function"),
+        (["--load", tmp_path / "empty.py"], "no session file"),
+    ]:
+        result = qwen_edge("chat", tiny_path, *options, stdin="Say Anna.")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert said in result.stderr
+
+
 def test_chat_goes_on_after_a_turn_that_does_not_fit(tiny_path: Path) -> None:
     turns = f"{'word ' * 500}\nSay Anna.\n"
     result = qwen_edge(
