@@ -164,7 +164,8 @@ def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say)
     _fetch_source(plan, pip, env, work, log, say)
     command = [
         *pip, "wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"),
-        f"--config-settings=build-dir={work / 'objects'}", str(next((work / "source").iterdir())),
+        f"--config-settings=build-dir={work / 'objects'}", "--config-settings=ninja.make-fallback=false",
+        str(next((work / "source").iterdir())),
     ]  # fmt: skip
     outcome = run_logged(command, env, log, say)
     if outcome.exit_code != 0 and kept and not outcome.remedy:
@@ -279,7 +280,8 @@ def jobs_from(env: Mapping[str, str]) -> int:
 def is_resumable(work: Path) -> bool:
     """Return whether a build can go on in a work folder.
 
-    Ninja knows which objects it finished. Make goes by their time and would take a half-written one for whole.
+    Ninja knows which objects it finished; where it is not installed, pip fetches it for the build. Make, which a
+    CMAKE_GENERATOR may ask for, goes by their time and would take a half-written one for whole.
     """
     objects = work / "objects"
     return (work / "source").is_dir() and (not objects.exists() or (objects / "build.ninja").is_file())
