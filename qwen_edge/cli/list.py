@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_edge.cli.output import format_option, note, print_json
+from qwen_edge.cli.output import console_on, format_option, note, print_json
 from qwen_edge.config import DEFAULT_N_CTX
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from qwen_edge.hub.local import LocalModel
     from qwen_edge.memory import Fit
 
-# Into a file or another program, lines are as long as they need to be.
-_WIDTH_WITHOUT_TERMINAL = 200
 # Below this the licence is wrapped and one space is left between columns, so that names stay whole at 80.
 _WIDE = 105
 _KINDS = {"chat": "chat", "base": "base", "embedding": "embed", "reranker": "rerank"}
@@ -98,10 +95,7 @@ def command(name: str | None, n_ctx: int, output_format: str) -> None:
     if output_format == "json":
         print_json({"n_ctx": n_ctx, "memory": asdict(memory), "models": [row.to_dict() for row in rows]})
         return
-    from rich.console import Console
-
-    has_width = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
-    console = Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
+    console = console_on(sys.stdout)
     console.print(catalog_table(rows, is_narrow=console.width < _WIDE))
     note(f"Memory: {memory.reason}. Counted at n_ctx {n_ctx}.")
     if missing := sum(row.best is None for row in rows):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 
 import click
 
+from qwen_edge.cli.output import styled
 from qwen_edge.session import ReplyStream, Session
 from qwen_edge.types import Reply
 
@@ -43,6 +43,7 @@ def ctrl_c_cancels(session: Session) -> Iterator[None]:
         while received := ours.recv(1):
             if received[0] == signal.SIGINT:
                 interrupted.set()
+            if received[0] in (signal.SIGINT, signal.SIGTERM):
                 session.cancel()
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -94,5 +95,4 @@ def show_stats(reply: Reply) -> None:
 
 
 def _dim(text: str) -> None:
-    wants_colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    click.echo(click.style(text, dim=True) if wants_colour else text, nl=False, err=True)
+    click.echo(styled(text, sys.stderr, dim=True), nl=False, err=True)

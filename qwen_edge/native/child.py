@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 _BOOTSTRAP = "import runpy, sys; sys.path += [p for p in {paths!r} if p not in sys.path]; sys.argv = {argv!r}; runpy.run_module({module!r}, run_name='__main__')"
 
 
@@ -17,6 +19,7 @@ def start_child(module: str, args: Sequence[str]) -> subprocess.Popen[str]:
         module: Dotted name, run as __main__.
         args: What it finds in sys.argv[1:].
     """
+    _log.debug("starting %s in a child process: %s", module, " ".join(args))
     package_parent = str(Path(__file__).resolve().parents[2])
     code = _BOOTSTRAP.format(paths=[package_parent, *sys.path], argv=[module, *args], module=module)
     return subprocess.Popen(
