@@ -117,8 +117,8 @@ def _facts(stat: os.stat_result) -> tuple[int, int, int]:
 
 def _execute(statement: str, *values: str | int) -> list[tuple[Any, ...]]:
     """Run one statement on the table; no rows where the table cannot be used."""
-    file = cache_root() / "digests.sqlite"
     try:
+        file = cache_root() / "digests.sqlite"
         file.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(file, timeout=_LOCK_TIMEOUT_S)) as connection, connection:
             connection.execute(_TABLE)
