@@ -24,6 +24,8 @@ COMPLETE_VARIABLE = "_QWEN_EDGE_COMPLETE"
 VERBS: dict[str, str] = {
     "list": "Show the models that have a name, which fit, and what is here.",
     "pull": "Fetch a model and check it.",
+    "rm": "Remove models, downloads and caches.",
+    "du": "Show what is kept on the disk.",
     "convert": "Turn a checkpoint into a GGUF file or an ONNX folder.",
     "verify": "Compare a GGUF file with the checkpoint it was made from.",
     "quantize": "Make a GGUF file or an ONNX folder smaller.",
