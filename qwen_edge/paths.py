@@ -37,3 +37,8 @@ def cache_root() -> Path:
 def models_folder() -> Path:
     """Return the folder for downloaded model files."""
     return cache_root() / "models"
+
+
+def prefixes_folder() -> Path:
+    """Return the folder for evaluated prompt prefixes."""
+    return cache_root() / "prefixes"

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from qwen_edge.errors import ConfigError, FormatError, NoFolderError
 from qwen_edge.files import remove_stale_parts
-from qwen_edge.paths import cache_root
+from qwen_edge.paths import prefixes_folder
 from qwen_edge.state_file import read_state_file, write_state_file
 
 LIMIT_VARIABLE = "QWEN_EDGE_PREFIX_CACHE_BYTES"
@@ -205,12 +205,3 @@ def open_prefix_cache(fingerprint: Callable[[], Mapping[str, Any] | None]) -> Pr
     except NoFolderError:
         return None  # it only costs time
     return PrefixCache(folder, fingerprint, limit_bytes=limit_bytes)
-
-
-def prefixes_folder() -> Path:
-    """Return the folder of the entries.
-
-    Raises:
-        NoFolderError: There is no home to have one in.
-    """
-    return cache_root() / "prefixes"

@@ -29,8 +29,7 @@ from qwen_edge.hub.local import checkpoints_folder, model_path
 from qwen_edge.manifest import manifest_path, read_manifest
 from qwen_edge.native.build import cache_folder as builds_folder
 from qwen_edge.native.library import library_folder
-from qwen_edge.paths import cache_root, models_folder
-from qwen_edge.prefix_cache import prefixes_folder
+from qwen_edge.paths import cache_root, models_folder, prefixes_folder
 
 Kind = Literal[
     "model", "checkpoint", "repository", "partial", "native", "prefix-cache", "history", "records", "other"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.output import console_on, format_option, note, print_json
 from qwen_edge.cli.progress import round_progress
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_model)
 @click.option(
     "--prompt-tokens", type=int, default=512, show_default=True, help="New tokens to read: prefill."
 )

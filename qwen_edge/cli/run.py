@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.options import GenerationOptions, generation_options
 from qwen_edge.cli.output import format_option, print_json
 from qwen_edge.cli.prompt import assemble_prompt
@@ -19,7 +20,7 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLES)
-@click.argument("file")
+@click.argument("file", shell_complete=complete_model)
 @click.argument("prompt", required=False)
 @click.option(
     "-f",

@@ -9,12 +9,15 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from qwen_edge.cli.output import styled
-from qwen_edge.session import ReplyStream, Session
-from qwen_edge.types import Reply
+
+if TYPE_CHECKING:
+    from qwen_edge.session import ReplyStream, Session
+    from qwen_edge.types import Reply
 
 _ENDINGS = {
     "length": "cut off by the token limit",
