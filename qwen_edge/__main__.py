@@ -25,13 +25,15 @@ def run() -> NoReturn:
     if is_interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main()
+    # Nothing is left to be cleared away: a signal may end the process where it stands.
     if is_interruptible:
-        signal.signal(signal.SIGINT, _leave_at_once)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code)
 
 
 def _leave_at_once(_signal: int, _frame: object) -> NoReturn:
-    # Nothing is open yet, or no longer; an exception would be a traceback, or lost in an import.
+    # Nothing is open yet, and an exception would be a traceback, or be lost in an import.
     os.write(2, b"interrupted\n")
     os._exit(130)
 

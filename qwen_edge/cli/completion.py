@@ -64,4 +64,4 @@ class _Bash(BashComplete):
         return joined[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        return f"{item.type},{item.value.removeprefix(self._kept)}"
+        return f"{item.type},{item.value[len(self._kept) :]}"

@@ -10,6 +10,7 @@
     141  the reader of stdout went away         128 + SIGPIPE; nothing is said
     143  ended by SIGTERM                       128 + SIGTERM
 
+A signal that strikes while Python leaves ends the process by itself, which shells report as the same numbers.
 QWEN_EDGE_DEBUG=1 prints the traceback before the words.
 """
 
