@@ -25,7 +25,10 @@ def cache_root() -> Path:
             ) from error
     import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("qwen-edge"))
+    try:
+        folder = Path(platformdirs.user_cache_dir("qwen-edge"))
+    except RuntimeError:  # newer versions of platformdirs; older ones leave the "~"
+        folder = Path("~")
     if not folder.is_absolute():  # neither HOME nor the system's list of users tells a home
         raise NoFolderError(
             "there is no home folder to keep files in",

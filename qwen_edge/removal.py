@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from qwen_edge.catalog import ModelName, parse_model_name
-from qwen_edge.errors import ConfigError, ModelNotFoundError
+from qwen_edge.errors import ConfigError, ModelNotFoundError, NoFolderError
 from qwen_edge.hub.hf_settings import cache_folder
 from qwen_edge.native.build import cache_folder as builds_folder
 from qwen_edge.paths import cache_root
@@ -179,4 +179,7 @@ def _our_folders() -> tuple[Path, ...]:
     # Those below the cache may be links of the user's to a larger disk: what is fetched goes through them too.
     root = cache_root()
     names = ("models", "checkpoints", "partial", "prefixes", "manifests")
-    return (root, *(root / name for name in names), builds_folder(os.environ), cache_folder())
+    folders = [root, *(root / name for name in names), builds_folder(os.environ)]
+    with contextlib.suppress(NoFolderError):
+        folders.append(cache_folder())
+    return tuple(folders)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_edge.catalog import MODELS, CatalogModel, find_model
-from qwen_edge.errors import FormatError, ModelNotFoundError
+from qwen_edge.errors import FormatError, ModelNotFoundError, NoFolderError
 from qwen_edge.files import is_running
 from qwen_edge.hub.hf_settings import cache_folder
 from qwen_edge.hub.listing import split_count, type_in_name
@@ -103,7 +103,10 @@ class DiskUsage:
 def stored_models(usage: DiskUsage | None = None) -> list[Stored]:
     """Return the models that are here, by name: in our folders, and those in the cache of Hugging Face that we know."""
     usage = usage or DiskUsage()
-    found = [*_model_files(usage), *_checkpoints(usage), *_cached_repositories(usage)]
+    try:
+        found = [*_model_files(usage), *_checkpoints(usage), *_cached_repositories(usage)]
+    except NoFolderError:
+        return []
     return sorted(found, key=lambda item: (item.name.lower(), item.types))
 
 
@@ -185,8 +188,8 @@ def _checkpoints(usage: DiskUsage) -> Iterator[Stored]:
 
 
 def _cached_repositories(usage: DiskUsage) -> Iterator[Stored]:
-    root, manifests = cache_folder(), cache_root() / "manifests" / "huggingface"
-    for path in sorted(root.glob("models--*--*")):
+    manifests = cache_root() / "manifests" / "huggingface"
+    for path in _in_hugging_face_cache("models--*--*"):
         key = path.name.removeprefix("models--")
         repository = key.replace("--", "/", 1)
         model, manifest = _row_of(repository), manifests / key
@@ -206,18 +209,25 @@ def _cached_repositories(usage: DiskUsage) -> Iterator[Stored]:
             model=model,
             repository=repository,
             extras=(manifest,) if manifest.is_dir() else (),
-            locks=tuple(sorted((root / ".locks" / path.name).glob("*.lock"))),
+            locks=tuple(sorted((path.parent / ".locks" / path.name).glob("*.lock"))),
         )
+
+
+def _in_hugging_face_cache(pattern: str) -> list[Path]:
+    try:
+        return sorted(cache_folder().glob(pattern))
+    except NoFolderError:
+        return []
 
 
 def _partials(usage: DiskUsage) -> Iterator[Stored]:
     """Yield downloads that were not ended, and what killed processes left half-written."""
     root = cache_root()
     parts = [(path, path.with_suffix(".lock")) for path in sorted((root / "partial").glob("*.part"))]
-    hub = cache_folder()
-    for path in sorted(hub.glob("models--*/blobs/*.qwen-edge.incomplete")):
-        lock = hub / ".locks" / path.parents[1].name / path.name.replace(".qwen-edge.incomplete", ".lock")
-        parts.append((path, lock))
+    for path in _in_hugging_face_cache("models--*/blobs/*.qwen-edge.incomplete"):
+        repository = path.parents[1]
+        name = path.name.replace(".qwen-edge.incomplete", ".lock")
+        parts.append((path, repository.parent / ".locks" / repository.name / name))
     for path, lock in parts:
         yield Stored(
             kind="partial",

@@ -36,7 +36,6 @@ def command(output_format: str) -> None:
     Of the cache of Hugging Face, which other programs share, only repositories that were pulled here or are in
     `qwen-edge list`.
     """
-    from qwen_edge.hub.hf_settings import cache_folder
     from qwen_edge.paths import cache_root
     from qwen_edge.stored import stored_files
 
@@ -46,7 +45,6 @@ def command(output_format: str) -> None:
         print_json(
             {
                 "cache": str(cache_root()),
-                "huggingface_cache": str(cache_folder()),
                 "total_bytes": total_bytes,
                 "stored": [as_json(item) for item in stored],
             }

@@ -45,6 +45,8 @@ def end_with(error: BaseException) -> int:
             return INTERRUPTED
         case click.ClickException():
             error.show()
+            if isinstance(error, click.NoSuchOption) and error.option_name in ("-v", "--verbose"):
+                _say("  It goes before the command: qwen-edge --verbose COMMAND")
             return error.exit_code
     if os.environ.get("QWEN_EDGE_DEBUG") == "1":
         traceback.print_exception(error)

@@ -16,8 +16,9 @@ from huggingface_hub import constants
 
 from qwen_edge import paths
 from qwen_edge.cli.main import main
-from qwen_edge.errors import ConfigError, ModelNotFoundError
-from qwen_edge.hub.local import checkpoints_folder
+from qwen_edge.errors import ConfigError, ModelNotFoundError, NoFolderError
+from qwen_edge.hub.hf_settings import cache_folder
+from qwen_edge.hub.local import checkpoints_folder, locate
 from qwen_edge.manifest import FileRecord, Manifest, Origin, manifest_path, write_manifest
 from qwen_edge.removal import remove, things_named, things_of_kind
 from qwen_edge.stored import DiskUsage, Stored, stored_files, stored_models
@@ -345,6 +346,17 @@ def test_du_as_json_and_for_people(capsys: Capture) -> None:
     out, err = capsys.readouterr()
     assert "qwen3-0.6b@Q8_0" in out
     assert str(paths.cache_root()) in err
+
+
+def test_no_home_for_the_cache_of_hugging_face(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    path = pulled()
+    assert [item.path for item in stored_files()] == [path]
+    assert locate("qwen3-0.6b") == path
+    (item,) = stored_models()
+    remove(item)
+    with pytest.raises(NoFolderError, match="HF_HOME"):
+        cache_folder()
 
 
 def test_du_of_nothing(capsys: Capture) -> None:

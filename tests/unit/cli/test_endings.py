@@ -113,3 +113,54 @@ def test_a_name_of_other_bytes_is_shown() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (shown.returncode, shown.stdout) == (1, "\\udcff\n")
     assert "no model has" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["lst"], 2, "Did you mean 'list'?"),
+        (["list", "--lcal"], 2, "Did you mean '--local'?"),
+        (["run", "x", "Hi", "--tempertaure", "0"], 2, "Did you mean '--temperature'?"),
+        (["run", "x", "Hi", "--verbose"], 2, "It goes before the command"),
+        (["run", "qwen3-0.6", "Hi"], 1, "Did you mean qwen3-0.6b?"),
+        (["run", "qwen3-0.6b@q4_m", "Hi"], 1, "Did you mean Q4_K_M"),
+        (["rm", "qwen3-0.6"], 1, "Did you mean qwen3-0.6b?"),
+        (["pull", "qwen3-0.6b@q4km"], 1, "Did you mean Q4_K_M"),
+        (["pull", "qwen3-0.6b", "--source", "hugingface"], 2, "'huggingface'"),
+        (["bench", "qwen3-0,6b"], 1, "Did you mean qwen3-0.6b?"),
+        (["quantize", "x.gguf", "-t", "Q4_KM"], 1, "Did you mean Q4_K_M"),
+        (["demo", "--model", "qwen3-06b"], 1, "Did you mean qwen3-0.6b?"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(args: list[str], code: int, words: str, capsys: Capture) -> None:
+    assert main(args) == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_path_with_a_typing_error(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples" / "tiny-qwen3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for args in (["convert", "examples/tiny-qwn3"], ["run", "examples/tiny-qwn3", "Hi"]):
+        assert main(args) == 1
+        assert "Did you mean the path examples/tiny-qwen3?" in capsys.readouterr().err
+
+
+def test_without_a_home_what_needs_none_works(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QWEN_EDGE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert main(["list", "qwen3-0.6b"]) == 0
+    assert "qwen3-0.6b" in capsys.readouterr().out
+    assert main(["list", "--local"]) == 0
+    capsys.readouterr()
+    assert main(["du"]) == 1
+    assert capsys.readouterr().err == (
+        "error: there is no home folder to keep files in\n  Set QWEN_EDGE_CACHE to a folder that can be written.\n"
+    )
+    monkeypatch.setenv("QWEN_EDGE_CACHE", "~nobody-of-this-name/x")
+    assert main(["du"]) == 1
+    assert "there is no such user" in capsys.readouterr().err
