@@ -22,18 +22,21 @@ def run() -> NoReturn:
     _open_standard_streams()
     from qwen_edge.cli.main import main
 
-    if is_interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = main()
-    # Nothing is left to be cleared away: a signal may end the process where it stands.
-    if is_interruptible:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        if is_interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main()
+        # Nothing is left to be cleared away: a signal may end the process where it stands.
+        if is_interruptible:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except KeyboardInterrupt:  # while the last words were being said
+        _leave_at_once()
     sys.exit(code)
 
 
-def _leave_at_once(_signal: int, _frame: object) -> NoReturn:
-    # Nothing is open yet, and an exception would be a traceback, or be lost in an import.
+def _leave_at_once(_signal: int = 0, _frame: object = None) -> NoReturn:
+    # Nothing is open, and an exception would be a traceback, or be lost in an import.
     os.write(2, b"interrupted\n")
     os._exit(130)
 

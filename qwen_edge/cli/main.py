@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from qwen_edge import __version__
+from qwen_edge.cli.endings import end_with
 
 NAME = "qwen-edge"
 # Set by the scripts of `qwen-edge completion`.
@@ -90,8 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             cli.invoke(context)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        from qwen_edge.cli.endings import end_with
-
         return end_with(error)
     return 0
 

@@ -56,6 +56,8 @@ def command(
     NAME is a model as `qwen-edge du` shows it; without @TYPE all of it goes, its checkpoint too. FILE is one in the
     folders of qwen-edge: other files are left alone.
     """  # fmt: skip
+    from qwen_edge.cli.du import as_json
+    from qwen_edge.errors import ConfigError
     from qwen_edge.removal import remove, things_named, things_of_kind
     from qwen_edge.stored import stored_files
 
@@ -70,6 +72,8 @@ def command(
     for item in chosen:
         note(f"{format_bytes(item.size_bytes):>10}  {item.name}  {item.path}")
     size_bytes = sum(item.size_bytes for item in chosen)
+    removed: list[Stored] = []
+    kept: list[ConfigError] = []
     if not chosen:
         note("There is nothing of that.")
     elif dry_run:
@@ -77,16 +81,24 @@ def command(
     else:
         _require_consent(chosen, size_bytes, yes)
         for item in chosen:
-            remove(item)
-        note(f"{format_bytes(size_bytes)} freed.")
+            try:
+                remove(item)
+                removed.append(item)
+            except ConfigError as error:
+                kept.append(error)
+        note(f"{format_bytes(sum(item.size_bytes for item in removed))} freed.")
     if output_format == "json":
         print_json(
             {
-                "removed": not dry_run,
-                "size_bytes": size_bytes,
-                "paths": [str(path) for item in chosen for path in (item.path, *item.extras)],
+                "would_go" if dry_run else "removed": [
+                    as_json(item) for item in (chosen if dry_run else removed)
+                ]
             }
         )
+    for refusal in kept[1:]:
+        note(f"kept: {refusal.message}")
+    if kept:
+        raise kept[0]
 
 
 def _require_consent(chosen: list[Stored], size_bytes: int, yes: bool) -> None:

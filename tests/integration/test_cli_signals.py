@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 from signalled import end_after
 
 from qwen_edge import paths
+from qwen_edge.cli.main import main
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "tiny-qwen3"
 COMMANDS: dict[str, list[str]] = {
@@ -89,3 +94,21 @@ def test_a_pull_keeps_what_it_has(number: signal.Signals, stalling_server: str) 
     (part,) = (paths.cache_root() / "partial").glob("*.part")
     assert part.read_bytes() == b"x" * part.stat().st_size
     assert not list(paths.models_folder().rglob("*.gguf"))
+
+
+def test_rm_leaves_a_download_alone(stalling_server: str) -> None:
+    command = [sys.executable, "-m", "qwen_edge", "pull", stalling_server, "--sha256", "0" * 64]
+    with subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "0"}
+    ) as pull:
+        try:
+            part = paths.cache_root() / "partial" / f"{'0' * 64}.part"
+            while not part.exists() or not part.stat().st_size:
+                assert pull.poll() is None
+                time.sleep(0.05)
+            assert main(["rm", "--partial", "--yes"]) == 1
+            assert part.exists()
+        finally:
+            pull.terminate()
+    assert main(["rm", "--partial", "--yes"]) == 0
+    assert not part.exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -314,7 +316,8 @@ def test_rm_shows_and_asks_at_a_terminal_only(capsys: Capture, monkeypatch: pyte
     assert path.exists()
     assert main(["rm", "qwen3-0.6b@Q8_0", "--yes", "--format", "json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["paths"] == [str(path), str(manifest_path(path))]
+    (removed,) = json.loads(out)["removed"]
+    assert (removed["path"], removed["extras"]) == (str(path), [str(manifest_path(path))])
     assert "freed." in err
     assert not path.exists()
 
@@ -328,6 +331,36 @@ def test_rm_takes_several_options_at_once(capsys: Capture) -> None:
     assert main(["rm", "--prefix-cache", "-y"]) == 0
     assert "There is nothing of that." in capsys.readouterr().err
     assert main(["rm"]) == 2
+
+
+def test_rm_goes_on_behind_what_is_refused(capsys: Capture) -> None:
+    partial = paths.cache_root() / "partial"
+    held, free = put(partial / "a.part"), put(partial / "b.part")
+    with FileLock(held.with_suffix(".lock")):
+        assert main(["rm", "--partial", "--yes"]) == 1
+    assert "being written by another process" in capsys.readouterr().err
+    assert held.exists()
+    assert not free.exists()
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_rm_asks_at_a_terminal(answer: str, code: int) -> None:
+    path = pulled()
+    terminal, other_end = pty.openpty()
+    try:
+        os.write(terminal, f"{answer}\n".encode())
+        result = subprocess.run(
+            [sys.executable, "-m", "qwen_edge", "rm", "qwen3-0.6b"],
+            stdin=other_end,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(terminal)
+        os.close(other_end)
+    assert (result.returncode, path.exists()) == (code, bool(code)), result.stderr
+    assert "Remove it, " in result.stderr
 
 
 def document(capture: Capture, *args: str) -> Any:
