@@ -6,6 +6,7 @@ A digest is kept under the file's path and is good as long as size, modification
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sqlite3
@@ -16,6 +17,8 @@ from typing import Any
 
 from qwen_edge.files import sha256_file
 from qwen_edge.paths import cache_root
+
+_log = logging.getLogger(__name__)
 
 # A file that changed less than this before it was looked at could change again within one tick of the file
 # system's clock, and look the same. Source: "racy-git" in git's technical documentation.
@@ -41,6 +44,7 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     if known is not None:
         return known
     before = Path(path).stat()
+    _log.debug("hashing %s, %d bytes", path, before.st_size)
     digest = sha256_file(path)
     if _facts(before) == _facts(Path(path).stat()):
         remember_digest(path, digest)
@@ -113,8 +117,8 @@ def _facts(stat: os.stat_result) -> tuple[int, int, int]:
 
 def _execute(statement: str, *values: str | int) -> list[tuple[Any, ...]]:
     """Run one statement on the table; no rows where the table cannot be used."""
-    file = cache_root() / "digests.sqlite"
     try:
+        file = cache_root() / "digests.sqlite"
         file.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(file, timeout=_LOCK_TIMEOUT_S)) as connection, connection:
             connection.execute(_TABLE)

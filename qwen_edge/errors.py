@@ -5,6 +5,7 @@
     QwenEdgeError
     ├── ConfigError                 a setting out of range, or two that contradict each other
     ├── MissingExtraError           an optional dependency is not installed
+    ├── NoFolderError               no home folder, and QWEN_EDGE_CACHE names none
     ├── ModelNotFoundError          a name or path that leads to no model
     ├── FormatError                 a file that is not what it should be
     │   ├── CheckpointError         safetensors, config.json or tokenizer of a checkpoint
@@ -66,6 +67,10 @@ class MissingExtraError(QwenEdgeError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed",
             hint=f'Install it with: pip install "qwen-edge[{extra}]"',
         )
+
+
+class NoFolderError(QwenEdgeError, OSError):
+    """There is no folder to keep files in."""
 
 
 class ModelNotFoundError(QwenEdgeError, FileNotFoundError):

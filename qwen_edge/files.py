@@ -88,7 +88,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 def _remove_stale_parts(target: Path) -> None:
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         pid = part.name.removeprefix(f".{target.name}.").split(".")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not is_running(int(pid)):
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
             else:
@@ -103,11 +103,12 @@ def remove_stale_parts(folder: Path) -> None:
     """
     for part in folder.glob(".*.part"):
         pid = part.name.split(".")[-3]
-        if pid.isdigit() and not _is_running(int(pid)) and part.is_file():
+        if pid.isdigit() and not is_running(int(pid)) and part.is_file():
             part.unlink(missing_ok=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Return whether there is a process of this number, of whatever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import threading
 import weakref
@@ -27,6 +28,8 @@ from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
 from qwen_edge.prefix_turn import Prewarmed
 from qwen_edge.session import Session
+
+_log = logging.getLogger(__name__)
 
 
 class Model:
@@ -295,7 +298,14 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
         MissingExtraError: onnxruntime is not installed, for an ONNX folder.
     """
     config = _merge(config or LoadConfig(), settings)
-    return Model(_engine(hub.locate(name_or_path), config))
+    path = hub.locate(name_or_path)
+    _log.debug("loading %s", path)
+    model = Model(_engine(path, config))
+    info = model.info
+    _log.debug(
+        "loaded by %s: %s, %d weights, %s", info.engine, info.architecture, info.n_params, info.settings
+    )
+    return model
 
 
 def _engine(path: Path, config: LoadConfig) -> Engine:

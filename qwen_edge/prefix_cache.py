@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.errors import ConfigError, FormatError
+from qwen_edge.errors import ConfigError, FormatError, NoFolderError
 from qwen_edge.files import remove_stale_parts
-from qwen_edge.paths import cache_root
+from qwen_edge.paths import prefixes_folder
 from qwen_edge.state_file import read_state_file, write_state_file
 
 LIMIT_VARIABLE = "QWEN_EDGE_PREFIX_CACHE_BYTES"
@@ -183,7 +183,7 @@ class PrefixCache:
 
 
 def open_prefix_cache(fingerprint: Callable[[], Mapping[str, Any] | None]) -> PrefixCache | None:
-    """Return the user's prefix cache; None where QWEN_EDGE_PREFIX_CACHE_BYTES is 0.
+    """Return the user's prefix cache; None where QWEN_EDGE_PREFIX_CACHE_BYTES is 0 or there is no home folder.
 
     Raises:
         ConfigError: The variable holds no number of bytes.
@@ -198,6 +198,10 @@ def open_prefix_cache(fingerprint: Callable[[], Mapping[str, Any] | None]) -> Pr
             f"{LIMIT_VARIABLE} is {text!r}, expected a number of bytes",
             hint="0 switches the prefix cache off.",
         )
-    return (
-        PrefixCache(cache_root() / "prefixes", fingerprint, limit_bytes=limit_bytes) if limit_bytes else None
-    )
+    if not limit_bytes:
+        return None
+    try:
+        folder = prefixes_folder()
+    except NoFolderError:
+        return None  # it only costs time
+    return PrefixCache(folder, fingerprint, limit_bytes=limit_bytes)

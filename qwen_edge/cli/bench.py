@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.output import format_option, note, print_json, stderr_console
+from qwen_edge.cli.completing import complete_model
+from qwen_edge.cli.output import console_on, format_option, note, print_json
+from qwen_edge.cli.progress import round_progress
 
 if TYPE_CHECKING:
     from qwen_edge.config import Switch
 
 
-@contextlib.contextmanager
-def round_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show measured rounds, one bar a file, on stderr; yields the callback. Silent where stderr is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=stderr_console(), disable=not sys.stderr.isatty(), transient=True
-    ) as display:
-        tasks = {}
-
-        def show(file: str, done: int, total: int) -> None:
-            if file not in tasks:
-                tasks[file] = display.add_task(f"Measuring {Path(file).name}", total=total)
-            display.update(tasks[file], completed=done)
-
-        yield show
-
-
 @click.command("bench")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=complete_model)
 @click.option(
     "--prompt-tokens", type=int, default=512, show_default=True, help="New tokens to read: prefill."
 )
@@ -86,17 +66,19 @@ def command(
     )
     if n_ctx is None:
         note(f"n_ctx {config.load_config.n_ctx}: what the workload needs, rounded up")
-    with round_progress() as progress:
-        record = run_benchmark(files, config, progress=progress)
+    with round_progress("Measuring") as progress:
+        record = run_benchmark(
+            files,
+            config,
+            progress=lambda file, done, total: progress(files.index(file) * total + done, len(files) * total),
+        )
     for text in record.warnings:
         note(f"warning: {text}")
     if output_format == "json":
         print_json(record.to_dict())
         return
-    from rich.console import Console
-
     from qwen_edge.bench.tables import bench_caption, bench_table
 
-    console = Console(highlight=False)
+    console = console_on(sys.stdout)
     console.print(bench_table(record))
     console.print(bench_caption(record))

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.onnx_options import OnnxOptions, export, onnx_options, refuse, verify_made
 from qwen_edge.cli.options import merged_adapter_option
-from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
+from qwen_edge.cli.output import format_bytes, format_option, note, print_json
+from qwen_edge.cli.progress import byte_progress
 from qwen_edge.quant_types import ONNX_WEIGHT_TYPES
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_model)
 @click.option(
     "--to",
     "file_format",
@@ -177,15 +179,14 @@ def _check_replaces(target: Path, force: bool) -> None:
 def _convert_checkpoint(checkpoint: Path, target: Path, settings: _Settings, output_format: str) -> None:
     from qwen_edge.convert import convert_checkpoint
 
-    with byte_progress() as display:
-        task = display.add_task(f"Writing {target.name}", total=None)
+    with byte_progress(f"Writing {target.name}") as progress:
         report = convert_checkpoint(
             checkpoint,
             target,
             dtype=settings.dtype,
             adapters=settings.adapters,
             reranker=settings.reranker,
-            progress=lambda done, total: display.update(task, completed=done, total=total),
+            progress=progress,
         )
     if output_format == "json":
         print_json(report.to_dict())

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.output import byte_progress, format_option, print_json, stderr_console
+from qwen_edge.cli.output import console_on, format_option, print_json, styled
+from qwen_edge.cli.progress import byte_progress, round_progress
 
 if TYPE_CHECKING:
     from qwen_edge.bench.demo import DemoResult
@@ -56,16 +57,16 @@ class TerminalStage:
     """Tells the story on stdout, or on stderr when stdout carries JSON; progress bars are always on stderr."""
 
     def __init__(self, *, to_stderr: bool) -> None:
-        self._to_stderr = to_stderr
+        self._stream = sys.stderr if to_stderr else sys.stdout
         self._start = time.monotonic()
 
     def step(self, title: str) -> None:
         """See bench.demo.Stage."""
-        self.say(click.style(f"\n[{time.monotonic() - self._start:5.1f} s] {title}", bold=True))
+        self.say(styled(f"\n[{time.monotonic() - self._start:5.1f} s] {title}", self._stream, bold=True))
 
     def say(self, text: str) -> None:
         """See bench.demo.Stage."""
-        click.echo(text, err=self._to_stderr)
+        click.echo(text, file=self._stream)
 
     def show(self, stream: ReplyStream) -> Reply:
         """See bench.demo.Stage: each kind of chunk begins on a line of its own."""
@@ -81,41 +82,36 @@ class TerminalStage:
             if chunk.kind != last or chunk.tool_call is not None:
                 self._write(("\n" if last else "") + names[chunk.kind])
                 last = chunk.kind
-            self._write(click.style(text, dim=True) if chunk.kind == "thinking" else text)
+            self._write(styled(text, self._stream, dim=True) if chunk.kind == "thinking" else text)
         self._write("\n" if last else "Model: (nothing)\n")
         return stream.reply
 
     def _write(self, text: str) -> None:
-        click.echo(text, nl=False, err=self._to_stderr)
+        click.echo(text, file=self._stream, nl=False)
 
     @contextlib.contextmanager
     def bytes_progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
         """See bench.demo.Stage."""
-        with byte_progress() as display:
-            task = display.add_task(label, total=None)
-            yield lambda done, total: display.update(task, completed=done, total=total)
+        with byte_progress(label) as show:
+            yield show
 
     @contextlib.contextmanager
     def rounds_progress(self, label: str) -> Iterator[Callable[[int, int], None]]:
         """See bench.demo.Stage."""
-        from qwen_edge.cli.bench import round_progress
-
-        with round_progress() as show:
-            yield lambda done, total: show(label, done, total)
+        with round_progress(f"Measuring {label}") as show:
+            yield show
 
     def conclude(self, result: DemoResult) -> None:
         """Show table, figure, advice and the next command."""
-        from rich.console import Console
-
         from qwen_edge.bench.tables import bench_caption, demo_table
 
         self.step("Result")
-        console = stderr_console() if self._to_stderr else Console(file=sys.stdout, highlight=False)
+        console = console_on(self._stream)
         console.print(demo_table(result.candidates, result.source.reference_label))
         console.print(bench_caption(result.record), soft_wrap=True)
         self.say(f"figure: {result.figure}   record: {result.record_file}")
         choice = Path(result.advice.choice.cost.file).name
-        self.say(click.style(f"\nTake {choice} here: {result.advice.reason}.", bold=True))
+        self.say(styled(f"\nTake {choice} here: {result.advice.reason}.", self._stream, bold=True))
         what = "The same with a real model" if result.source.is_tiny else "Talk to it"
         self.say(f"{what}: {result.next_command}")
         self.say(f"Total: {time.monotonic() - self._start:.1f} s")

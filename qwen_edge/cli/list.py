@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_edge.cli.output import format_option, note, print_json
+from qwen_edge.cli.completing import complete_model
+from qwen_edge.cli.output import console_on, format_option, note, print_json
 from qwen_edge.config import DEFAULT_N_CTX
 
 if TYPE_CHECKING:
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from qwen_edge.catalog import CatalogModel
     from qwen_edge.hub.local import LocalModel
     from qwen_edge.memory import Fit
+    from qwen_edge.stored import Stored
 
-# Into a file or another program, lines are as long as they need to be.
-_WIDTH_WITHOUT_TERMINAL = 200
 # Below this the licence is wrapped and one space is left between columns, so that names stay whole at 80.
 _WIDE = 105
 _KINDS = {"chat": "chat", "base": "base", "embedding": "embed", "reranker": "rerank"}
@@ -72,7 +71,7 @@ class Row:
 
 
 @click.command("list")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_model)
 @click.option(
     "--n-ctx",
     type=click.IntRange(min=16),
@@ -80,28 +79,39 @@ class Row:
     show_default=True,
     help="Context that is to fit too, in tokens.",
 )
+@click.option("--local", is_flag=True, help="Show only what is here, with size and place.")
 @format_option
-def command(name: str | None, n_ctx: int, output_format: str) -> None:
+def command(name: str | None, n_ctx: int, local: bool, output_format: str) -> None:
     """List the models that have a name here, those first of which something fits this machine.
 
     NAME keeps those whose name, family or kind has it: qwen3, coder, embedding. Memory is estimated, for a full
     context of --n-ctx tokens with the cache in F16.
     """
+    if local:
+        _list_local(name, output_format)
+        return
+    from qwen_edge.cli.du import as_json
     from qwen_edge.device import available_memory_bytes
     from qwen_edge.hub.local import find_local
     from qwen_edge.memory import fits_of
+    from qwen_edge.stored import stored_models
 
     memory = available_memory_bytes()
-    models = select(name)
-    rows = [Row(model, fits_of(model, n_ctx, memory.available_bytes), find_local(model)) for model in models]
+    rows = [
+        Row(model, fits_of(model, n_ctx, memory.available_bytes), find_local(model)) for model in select(name)
+    ]
     rows.sort(key=lambda row: row.best is None)
     if output_format == "json":
-        print_json({"n_ctx": n_ctx, "memory": asdict(memory), "models": [row.to_dict() for row in rows]})
+        print_json(
+            {
+                "n_ctx": n_ctx,
+                "memory": asdict(memory),
+                "models": [row.to_dict() for row in rows],
+                "others": [as_json(item) for item in stored_models() if item.model is None],
+            }
+        )
         return
-    from rich.console import Console
-
-    has_width = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
-    console = Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
+    console = console_on(sys.stdout)
     console.print(catalog_table(rows, is_narrow=console.width < _WIDE))
     note(f"Memory: {memory.reason}. Counted at n_ctx {n_ctx}.")
     if missing := sum(row.best is None for row in rows):
@@ -111,7 +121,35 @@ def command(name: str | None, n_ctx: int, output_format: str) -> None:
         )
     if published := [row.model.name for row in rows if not row.model.is_convertible]:
         note(f"Run as their authors' GGUF files, not converted here: {', '.join(published)}.")
+    if others := sorted({item.name for item in stored_models() if item.model is None}):
+        note(f"Here too: {', '.join(others)}. See qwen-edge list --local.")
     note("Next: qwen-edge pull NAME")
+
+
+def _list_local(name: str | None, output_format: str) -> None:
+    """Show what is here, of the catalog or not."""
+    from qwen_edge.cli.du import as_json, show_table
+    from qwen_edge.stored import stored_models
+
+    stored = [item for item in stored_models() if name is None or _is_called(name, item)]
+    if output_format == "json":
+        print_json({"models": [as_json(item) for item in stored]})
+    elif stored:
+        show_table(stored, with_path=True)
+        note("Next: qwen-edge chat NAME, or qwen-edge rm NAME")
+    else:
+        note(
+            "Nothing is here"
+            + (f" with {name!r} in its name." if name else " yet. Next: qwen-edge pull NAME")
+        )
+
+
+def _is_called(name: str, item: Stored) -> bool:
+    from qwen_edge.catalog import names_of, normalised
+
+    names = {normalised(item.name), normalised(item.repository or ""), normalised(item.path.name)}
+    names |= names_of(item.model) if item.model is not None else set()
+    return any(normalised(name) in text for text in names)
 
 
 def select(name: str | None) -> list[CatalogModel]:

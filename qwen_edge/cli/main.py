@@ -1,4 +1,4 @@
-"""Entry point of `qwen-edge`: the table of verbs and what happens to an error.
+"""The command line: the table of verbs, and their options in common.
 
 A verb's module is imported when the verb is called, so that `qwen-edge --help` costs click and nothing else.
 """
@@ -14,12 +14,19 @@ from collections.abc import Sequence
 import click
 
 from qwen_edge import __version__
+from qwen_edge.cli.endings import end_with
+
+NAME = "qwen-edge"
+# Set by the scripts of `qwen-edge completion`.
+COMPLETE_VARIABLE = "_QWEN_EDGE_COMPLETE"
 
 # verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
 VERBS: dict[str, str] = {
     "setup": "Build llama.cpp for this CPU, once.",
-    "list": "Show the models that have a name, and which fit here.",
+    "list": "Show the models that have a name, which fit, and what is here.",
     "pull": "Fetch a model and check it.",
+    "rm": "Remove models, downloads and caches.",
+    "du": "Show what is kept on the disk.",
     "convert": "Turn a checkpoint into a GGUF file or an ONNX folder.",
     "verify": "Compare a GGUF file with the checkpoint it was made from.",
     "quantize": "Make a GGUF file or an ONNX folder smaller.",
@@ -27,6 +34,7 @@ VERBS: dict[str, str] = {
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure speed and memory of model files.",
     "demo": "Convert, quantize, chat and measure, end to end.",
+    "completion": "Print the script that completes names in your shell.",
 }
 
 
@@ -57,32 +65,34 @@ class _Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="qwen-edge")
-def cli() -> None:
+# color: click takes no escape codes out of what is printed; output.styled() puts none in where none are wanted.
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "color": True})
+@click.version_option(__version__, prog_name=NAME)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Tell each step with its time, and the native library's log."
+)
+def cli(verbose: bool) -> None:
     """Small Qwen models on the machine in front of you: convert, quantize, run, measure."""
+    if verbose:
+        from qwen_edge.cli.verbose import tell_steps
+
+        tell_steps()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    from qwen_edge.errors import QwenEdgeError
-
+    """Run the command line and return the exit code; qwen_edge/cli/endings.py has the table of them."""
     warnings.showwarning = _show_warning
     try:
-        cli.main(args=list(argv) if argv is not None else None, prog_name="qwen-edge", standalone_mode=False)
-    except click.exceptions.Exit as exit_request:
-        return exit_request.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("interrupted", err=True)
-        return 130
-    except (QwenEdgeError, OSError) as error:
-        if os.environ.get("QWEN_EDGE_DEBUG") == "1":
-            raise
-        click.echo(f"error: {error}", err=True)
-        return 1
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        if instruction := os.environ.get(COMPLETE_VARIABLE):
+            from qwen_edge.cli.completion import answer
+
+            return answer(instruction)
+        with cli.make_context(NAME, arguments) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return end_with(error)
     return 0
 
 
@@ -90,8 +100,3 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
     """Print a warning as a line for the person at the terminal; other people's deprecations are dropped."""
     if not issubclass(category, DeprecationWarning):
         click.echo(f"warning: {message}", err=True)
-
-
-def run() -> None:
-    """Console-script entry."""
-    sys.exit(main())

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_edge.cli.output import byte_progress, format_bytes, note, print_json
+from qwen_edge.cli.output import format_bytes, note, print_json
+from qwen_edge.cli.progress import byte_progress
 from qwen_edge.quant_types import ONNX_WEIGHT_TYPES
 
 if TYPE_CHECKING:
@@ -171,8 +172,7 @@ def export(
     importance = None
     if options.calibrate is not None:
         importance = _importance(source, options.calibrate, adapters)
-    with byte_progress() as display:
-        task = display.add_task(f"Writing {target.name}", total=None)
+    with byte_progress(f"Writing {target.name}") as progress:
         report = export_onnx(
             source,
             target,
@@ -181,7 +181,7 @@ def export(
             adapters=adapters,
             importance=importance,
             replace=force,
-            progress=lambda done, total: display.update(task, completed=done, total=total),
+            progress=progress,
         )
     if options.accuracy == "auto":
         _choose_levels(target, options.calibrate)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+
+_WIDTH_WITHOUT_TERMINAL = 200
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,43 +40,42 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def wants_colour(stream: IO[Any]) -> bool:
-    """Return whether text on a stream may be dimmed and coloured: a terminal that can, and nobody asked for none.
+def wants_colour(stream: TextIO) -> bool:
+    """Return whether colour and other styles may be written to a stream.
 
-    Source: https://no-color.org for NO_COLOR (set and not empty), https://bixense.com/clicolors for CLICOLOR=0.
+    Source: no-color.org for NO_COLOR, bixense.com/clicolors for CLICOLOR and CLICOLOR_FORCE.
     """
-    if os.environ.get("NO_COLOR") or os.environ.get("CLICOLOR") == "0":
+    if os.environ.get("NO_COLOR"):
         return False
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    if os.environ.get("CLICOLOR_FORCE", "0") != "0":
+        return True
+    return can_redraw(stream) and os.environ.get("CLICOLOR") != "0"
 
 
-def stderr_console() -> Console:
-    """Return a rich console on stderr."""
+def can_redraw(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that moves its cursor: no pipe, no file, no TERM=dumb."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def styled(text: str, stream: TextIO, **style: bool) -> str:
+    """Return text in a style (bold=True, dim=True) where the stream wants one, else as it is."""
+    return click.style(text, **style) if wants_colour(stream) else text
+
+
+def console_on(stream: TextIO) -> Console:
+    """Return a rich console on a stream, without escape codes where none are wanted.
+
+    Into a file or another program lines are as long as they need to be, unless COLUMNS says otherwise.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
-
-
-def byte_progress() -> Progress:
-    """Return a progress display in bytes with speed and time left, on stderr; silent where stderr is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=stderr_console(),
-        disable=not sys.stderr.isatty(),
-        transient=True,
+    has_width = stream.isatty() or bool(os.environ.get("COLUMNS"))
+    return Console(
+        file=stream,
+        highlight=False,
+        color_system="auto" if wants_colour(stream) else None,
+        force_terminal=can_redraw(stream) or wants_colour(stream),
+        width=None if has_width else _WIDTH_WITHOUT_TERMINAL,
     )
 
 

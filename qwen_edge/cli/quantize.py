@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from qwen_edge.cli.onnx_options import OnnxOptions, export, onnx_options, refuse
-from qwen_edge.cli.output import byte_progress, format_bytes, format_option, note, print_json
+from qwen_edge.cli.output import format_bytes, format_option, note, print_json
+from qwen_edge.cli.progress import byte_progress
 from qwen_edge.quant_types import FILE_TYPE_ALIASES, FILE_TYPES, TENSOR_TYPES, file_type
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def command(
         else:
             click.echo(_prediction(plan))
         return
-    with byte_progress() as display:
-        task = display.add_task(f"Writing {target.name}", total=None)
+    with byte_progress(f"Writing {target.name}") as progress:
         report = quantize_file(
             file,
             target,
@@ -113,7 +113,7 @@ def command(
             pure=pure,
             overwrite=force,
             on_plan=lambda plan: note(_prediction(plan)),
-            progress=lambda done, total: display.update(task, completed=done, total=total),
+            progress=progress,
         )
     if output_format == "json":
         print_json(report.to_dict())

@@ -9,13 +9,16 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from qwen_edge.cli.output import note, wants_colour
+from qwen_edge.cli.output import note, styled
 from qwen_edge.cli.wrap import WordWrap, columns_of, without_controls, wrapped
-from qwen_edge.session import ReplyStream, Session
-from qwen_edge.types import Reply
+
+if TYPE_CHECKING:
+    from qwen_edge.session import ReplyStream, Session
+    from qwen_edge.types import Reply
 
 _THOUGHT_LABEL = "thinking: "
 _THOUGHT_INDENT = "  "
@@ -28,7 +31,7 @@ _ENDINGS = {
 
 @contextlib.contextmanager
 def ctrl_c_cancels(session: Session) -> Iterator[None]:
-    """Let Ctrl-C end the native call in flight, while the block runs; KeyboardInterrupt follows at its end.
+    """Let Ctrl-C, and SIGTERM, end the native call in flight while the block runs; what they do follows at its end.
 
     Python runs signal handlers only when the native call returns, which for a batch of a prompt may take seconds.
     The signal's number is written to a socket at once, and a thread that reads it cancels. The handler itself does
@@ -38,29 +41,35 @@ def ctrl_c_cancels(session: Session) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupted = threading.Event()
+    came: list[int] = []
     ours, signals = socket.socketpair()
     signals.setblocking(False)
 
     def watch() -> None:
         while received := ours.recv(1):
-            if received[0] == signal.SIGINT:
-                interrupted.set()
+            if received[0] in (signal.SIGINT, signal.SIGTERM):
+                came.append(received[0])
                 session.cancel()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    handler = signal.signal(signal.SIGINT, lambda number, frame: None)
+    handlers = {
+        number: signal.signal(number, lambda number, frame: None)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     descriptor = signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(descriptor)
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signals.close()
         watcher.join()
         ours.close()
-    if interrupted.is_set():
+    if signal.SIGTERM in came:
+        signal.raise_signal(signal.SIGTERM)
+    if came:
         raise KeyboardInterrupt
 
 
@@ -195,4 +204,4 @@ def tell(text: str, *, indent: str = "  ", is_dim: bool = False) -> None:
 
 def dim(text: str) -> None:
     """Write a piece of text to stderr, dimmed where the terminal can."""
-    click.echo(click.style(text, dim=True) if wants_colour(sys.stderr) else text, nl=False, err=True)
+    click.echo(styled(text, sys.stderr, dim=True), nl=False, err=True)

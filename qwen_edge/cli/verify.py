@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.options import merged_adapter_option
 from qwen_edge.cli.output import format_option, print_json
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), shell_complete=complete_model)
 @click.option(
     "--against",
     "checkpoint",

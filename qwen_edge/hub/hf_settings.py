@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwen_edge.errors import NoFolderError
+
 
 def endpoint() -> str:
     """Return the hub's address."""
@@ -18,8 +20,18 @@ def is_offline() -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder of huggingface_hub's cache."""
-    return Path(_constants().HF_HUB_CACHE)
+    """Return the folder of huggingface_hub's cache.
+
+    Raises:
+        NoFolderError: There is no home to have it in.
+    """
+    folder = Path(_constants().HF_HUB_CACHE)
+    if folder.parts[:1] == ("~",):
+        raise NoFolderError(
+            "there is no home folder for the cache of Hugging Face",
+            hint="Set HF_HOME to a folder that can be written.",
+        )
+    return folder
 
 
 def _constants() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import warnings
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.catalog import CatalogModel, ModelName, parse_model_name
-from qwen_edge.errors import ConfigError, ModelNotFoundError
+from qwen_edge.errors import ConfigError, ModelNotFoundError, NoFolderError
 from qwen_edge.hub.hf_settings import cache_folder
 from qwen_edge.hub.listing import by_type, preferred, split_count, type_in_name
 from qwen_edge.paths import cache_root, models_folder
@@ -71,7 +72,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
     here = f" Here: {', '.join(sorted(found))}." if found else ""
     raise ModelNotFoundError(
         f"{title}{f' as {wanted}' if wanted else ''} is not on this machine yet",
-        hint=f"Fetch it with: qwen-edge pull {pull_argument(name)}{here}",
+        hint=f"{_near_path(text)}Fetch it with: qwen-edge pull {pull_argument(name)}{here}",
     )
 
 
@@ -108,8 +109,18 @@ def locate_checkpoint(name_or_path: str | os.PathLike[str]) -> Path:
             return folder
     title = name.model.title if name.model is not None else base
     raise ModelNotFoundError(
-        f"the checkpoint of {title} is not on this machine yet", hint=f"Fetch it with: qwen-edge pull {base}"
+        f"the checkpoint of {title} is not on this machine yet",
+        hint=_near_path(text) + f"Fetch it with: qwen-edge pull {base}",
     )
+
+
+def _near_path(text: str) -> str:
+    """Return a question where `folder/name` may be a path with a typing error, else ""."""
+    folder = Path(text).parent
+    if not folder.name or not folder.is_dir():
+        return ""
+    near = difflib.get_close_matches(Path(text).name, [path.name for path in folder.iterdir()], n=1)
+    return f"Did you mean the path {folder / near[0]}? " if near else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +141,20 @@ class LocalModel:
 def find_local(model: CatalogModel) -> tuple[LocalModel, ...]:
     """Return what of a model has been fetched: GGUF files first, then the newest whole checkpoint."""
     name = ModelName(model=model)
-    files = [
-        LocalModel(path=path, type_name=type_in_name(path.name))
-        for group in _gguf_files(name)
-        for path in group
-        if path.is_file()
-    ]
-    folders = [
-        LocalModel(path=folder, is_checkpoint=True)
-        for folder in _checkpoint_folders(name)
-        if _is_whole(folder)
-    ]
+    try:
+        files = [
+            LocalModel(path=path, type_name=type_in_name(path.name))
+            for group in _gguf_files(name)
+            for path in group
+            if path.is_file()
+        ]
+        folders = [
+            LocalModel(path=folder, is_checkpoint=True)
+            for folder in _checkpoint_folders(name)
+            if _is_whole(folder)
+        ]
+    except NoFolderError:
+        return ()
     return (*files, *folders[:1])
 
 
@@ -176,7 +190,10 @@ def _checkpoint_folders(name: ModelName) -> Iterator[Path]:
 def _snapshots(repository: str) -> Iterator[Path]:
     """Yield a repository's snapshots in the cache of Hugging Face, that of the default branch first."""
     # Source: "Understand caching" in the guides of huggingface_hub; its own function for the name loads its client.
-    folder = cache_folder() / f"models--{repository.replace('/', '--')}"
+    try:
+        folder = cache_folder() / f"models--{repository.replace('/', '--')}"
+    except NoFolderError:
+        return
     ref = folder / "refs" / "main"
     main = folder / "snapshots" / ref.read_text(encoding="ascii").strip() if ref.is_file() else None
     if main is not None and main.is_dir():

@@ -6,6 +6,7 @@ import email.utils
 import functools
 import http.client
 import json
+import logging
 import ssl
 import threading
 import time
@@ -20,6 +21,7 @@ import qwen_edge
 from qwen_edge.errors import DownloadError, HubUnreachableError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # Statuses that a server sends when the same question may be answered later.
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -111,6 +113,7 @@ def open_url(
         StatusError: The server refuses.
         DownloadError: The URL or the server's certificate is no good.
     """
+    _log.debug("%s %s", method, url.partition("?")[0])
     agent = {"User-Agent": f"qwen-edge/{qwen_edge.__version__}"}
     request = urllib.request.Request(url, method=method, headers={**agent, **(headers or {})})
     try:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_edge import paths
+from qwen_edge.errors import NoFolderError
 from qwen_edge.native.build_plan import detect_cpu, pinned_version, this_target
 
 Origin = Literal["setup", "environment", "LLAMA_CPP_LIB_PATH"]
@@ -164,7 +165,11 @@ def _candidates() -> Iterator[tuple[Build, str]]:
 def _cached() -> list[Build]:
     """Return the unpacked builds of the builds' folder, best first."""
     found: list[tuple[int, int, Build]] = []
-    for record in builds_folder().glob("*/build.json"):
+    try:
+        folder = builds_folder()
+    except NoFolderError:  # nothing can have been built there
+        return []
+    for record in folder.glob("*/build.json"):
         build = entry_build(record.parent)
         if build is not None:
             found.append((len(build.cpu_features), record.stat().st_mtime_ns, build))

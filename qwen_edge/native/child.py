@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qwen_edge.native.builds import Build, chosen_build
+
+_log = logging.getLogger(__name__)
 
 _BOOTSTRAP = """\
 import pickle, runpy, sys
@@ -28,6 +31,7 @@ def start_child(module: str, args: Sequence[str], *, build: Build | None = None)
         args: What it finds in sys.argv[1:].
         build: Native library that it uses; None for the one that this process uses.
     """
+    _log.debug("starting %s in a child process: %s", module, " ".join(args))
     package_parent = str(Path(__file__).resolve().parents[2])
     code = _BOOTSTRAP.format(
         paths=[package_parent, *sys.path],

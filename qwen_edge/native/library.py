@@ -140,28 +140,27 @@ _kept_callback: Any = None
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Hold KeyboardInterrupt back while the block runs, then raise it.
+    """Hold Ctrl-C, and a handler of SIGTERM, back while the block runs; then let them act.
 
-    For native calls that log: Python would raise it inside the log callback, from where it cannot travel through C
-    and is lost. Does nothing outside the main thread, or where the program handles SIGINT itself.
+    For native calls that log: Python would raise their exception inside the log callback, from where it cannot travel
+    through C and is lost. Does nothing outside the main thread, or where the program handles SIGINT itself.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    came = False
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-
-    signal.signal(signal.SIGINT, remember)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[int] = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
-            raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for sent in dict.fromkeys(came):
+            signal.raise_signal(sent)
 
 
 def clear_log() -> None:

@@ -65,8 +65,7 @@ def probe(path: Path) -> Verdict:
     Raises:
         NativeCrashError: The library dies with the plain kernels too.
     """
-    record = _record_path(path)
-    known = _read_record(record)
+    known = _read_record(path)
     if known is not None:
         return known
     crash = _crash_of(path, "fast")
@@ -80,7 +79,7 @@ def probe(path: Path) -> Verdict:
                 "qwen-edge doctor",
             )
         verdict = Verdict("safe", crash)
-    _write_record(record, verdict)
+    _write_record(path, verdict)
     return verdict
 
 
@@ -112,17 +111,17 @@ def _file_identity(path: Path) -> str:
     return f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
 
 
-def _read_record(record: Path) -> Verdict | None:
+def _read_record(path: Path) -> Verdict | None:
     try:
-        data = json.loads(record.read_text())
+        data = json.loads(_record_path(path).read_text())
         return Verdict(data["kernels"], data["crash"]) if data["kernels"] in ("fast", "safe") else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_record(record: Path, verdict: Verdict) -> None:
+def _write_record(path: Path, verdict: Verdict) -> None:
     try:
-        with atomic_path(record) as part:
+        with atomic_path(_record_path(path)) as part:
             part.write_text(json.dumps({"kernels": verdict.kernels, "crash": verdict.crash}))
     except OSError:
         return  # a cache that cannot be written costs a probe next time, nothing else

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,9 +77,45 @@ def test_run_keeps_the_prefix_on_disk_unless_told_not_to(options: list[str], tin
     assert (json.loads(result.stdout)["stats"]["prefix_cache"] == "off") == bool(options)
 
 
-def test_run_reads_the_prompt_from_stdin(tiny_path: Path) -> None:
-    result = qwen_edge("run", tiny_path, "-", "--thinking", "off", "--temperature", "0", stdin="Say Anna.")
+@pytest.mark.parametrize(
+    ("prompt", "stdin"),
+    [(["-"], "Say Anna."), ([], "Say Anna.\n"), (["Say Anna."], ""), ([], "\ufeffSay Anna.")],
+)
+def test_run_reads_the_prompt_from_stdin(prompt: list[str], stdin: str, tiny_path: Path) -> None:
+    result = qwen_edge("run", tiny_path, *prompt, "--thinking", "off", "--temperature", "0", stdin=stdin)
     assert result.stdout == "Anna\n"
+
+
+def test_run_reads_files(tiny_path: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("word " * 300)
+    args = ("--thinking", "off", "--max-tokens", "2", "--format", "json")
+    short = json.loads(qwen_edge("run", tiny_path, "Say Anna.", *args).stdout)
+    long = json.loads(qwen_edge("run", tiny_path, "Say Anna.", "-f", notes, *args).stdout)
+    assert long["stats"]["prompt_tokens"] > short["stats"]["prompt_tokens"] + 300
+    notes.write_bytes(b"caf\xe9")
+    refused = qwen_edge("run", tiny_path, "-f", notes)
+    assert refused.returncode == 1
+    assert f"{notes} is not in UTF-8: byte 0xe9 at offset 3" in refused.stderr
+
+
+def test_verbose_tells_each_step_and_the_native_log(tiny_bf16: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "qwen_edge",
+        "--verbose",
+        "run",
+        str(tiny_bf16),
+        "Say Anna.",
+        "--threads",
+        "1",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0
+    assert re.search(r"^\[ +\d+ ms\] loading .*tiny-bf16\.gguf$", result.stderr, re.MULTILINE)
+    assert "loaded by llama.cpp: qwen3" in result.stderr
+    assert "llama_model_loader" in result.stderr
 
 
 def test_chat_answers_each_line_of_a_pipe(tiny_path: Path) -> None:
@@ -215,7 +252,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tiny_path: Path) -> None:
     ]
     result = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write_end)
-    assert (result.returncode, result.stderr) == (1, "")
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(

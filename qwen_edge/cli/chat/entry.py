@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.options import GenerationOptions, generation_options
 from qwen_edge.cli.output import format_option
 from qwen_edge.errors import ContextOverflowError, QwenEdgeError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete_model)
 @click.option("--system", help="What the model is told before the first turn.")
 @click.option("--tools", type=click.Path(path_type=Path), metavar="FILE.py",
               help="Let the model call the functions of a Python file, which is run.")  # fmt: skip
