@@ -103,7 +103,9 @@ def find_source(model: str, display: Display) -> Source:
     name = model.lower()
     if name == TINY:
         # A step of this model is shorter than handing work to a second thread takes where cores are shared.
-        return Source(title="tiny-qwen3", stem="tiny-qwen3", path=tiny_checkpoint(), is_tiny=True, n_threads=1)
+        return Source(
+            title="tiny-qwen3", stem="tiny-qwen3", path=tiny_checkpoint(), is_tiny=True, n_threads=1
+        )
     if name in OFFERED:
         return _fetch(MODELS[name], display)
     path = Path(model).expanduser()

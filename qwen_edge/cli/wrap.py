@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import IO, Any
 
-from rich.cells import cell_len
-
 _DEFAULT_COLUMNS = 80
 _FENCE = "```"
 _ZERO_WIDTH_JOINER = "\u200d"
@@ -16,6 +14,13 @@ _NEVER_LAST = "（「『【《〈〔［｛"
 
 # What would move the cursor or change the terminal; a model may well write it, in code about terminals say.
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def _cells(text: str) -> int:
+    """Return the columns that a text takes: 2 for most Chinese and Japanese characters and emoji."""
+    from rich.cells import cell_len  # here, because completion in the shell loads this module and needs no rich
+
+    return cell_len(text)
 
 
 def columns_of(stream: IO[Any]) -> int | None:
@@ -93,9 +98,9 @@ class WordWrap:
         if not self._word or character in _NEVER_FIRST:
             return False
         last = self._word[-1]
-        if last in _NEVER_LAST or last == _ZERO_WIDTH_JOINER or cell_len(character) == 0:
+        if last in _NEVER_LAST or last == _ZERO_WIDTH_JOINER or _cells(character) == 0:
             return False
-        return cell_len(character) == 2 or cell_len(last) == 2
+        return _cells(character) == 2 or _cells(last) == 2
 
     def _placed_word(self) -> str:
         word, self._word = self._word, ""
@@ -105,12 +110,12 @@ class WordWrap:
         spaces, self._spaces = self._spaces, ""
         self._line += spaces + word
         # The last column stays free: terminals differ in where the cursor is after it.
-        fits = self._column + len(spaces) + cell_len(word) < self._columns
+        fits = self._column + len(spaces) + _cells(word) < self._columns
         if fits or self._in_fence or self._column <= len(self._indent):
-            self._column = (self._column + len(spaces) + cell_len(word)) % self._columns
+            self._column = (self._column + len(spaces) + _cells(word)) % self._columns
             return spaces + word
         broken = self._new_line()
-        self._column = (self._column + cell_len(word)) % self._columns
+        self._column = (self._column + _cells(word)) % self._columns
         return broken + word
 
     def _new_line(self) -> str:
