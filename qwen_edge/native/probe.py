@@ -21,6 +21,7 @@ from typing import Literal
 from qwen_edge import device, paths
 from qwen_edge.errors import NativeCrashError
 from qwen_edge.files import atomic_path
+from qwen_edge.gguf_check import check_model_file
 from qwen_edge.native import child, library
 
 Kernels = Literal["fast", "safe"]
@@ -65,12 +66,14 @@ def probe(path: Path) -> Verdict:
         path: A GGUF file.
 
     Raises:
+        GGUFError: The file is damaged in a way that the library does not survive.
         NativeCrashError: The library dies with the plain kernels too.
     """
     record = _record_path(path)
     known = _read_record(record)
     if known is not None:
         return known
+    check_model_file(path)
     crash = _crash_of(path, "fast")
     verdict = Verdict("fast")
     if crash:
