@@ -224,6 +224,8 @@ class _Cursor:
         return entry
 
     def _skip_texts(self, count: int) -> None:
+        if count * 8 > self.end - self.position:
+            raise self.too_short()
         # Local names: a vocabulary has 300,000 of them.
         length, data, position, last = struct.Struct("<Q").unpack_from, self.data, self.position, self.end - 8
         for _ in range(count):
