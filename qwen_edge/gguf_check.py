@@ -60,7 +60,9 @@ def _check_epsilons(header: GGUFHeader) -> None:
 
 def _check_tokens(header: GGUFHeader) -> None:
     # GGML_ASSERT(id_to_token.size() == token_to_id.size()) in src/llama-vocab.cpp.
-    tokens = read_texts(header, "tokenizer.ggml.tokens")
+    # A text ends at its first zero byte there; empty ones get names of their own.
+    texts = (text.partition(b"\0")[0] for text in read_texts(header, "tokenizer.ggml.tokens"))
+    tokens = [text for text in texts if text]
     if len(set(tokens)) < len(tokens):
         twice, _ = Counter(tokens).most_common(1)[0]
         text = twice[:40].decode("utf-8", "replace")

@@ -81,7 +81,8 @@ def probe(path: Path) -> Verdict:
         if safe_crash:
             raise NativeCrashError(
                 f"the native library dies on this machine, with its plain kernels too ({safe_crash})",
-                hint="It was probably built for another CPU. Build it here: make setup",
+                hint="It was probably built for another CPU. Build it here: make setup\n"
+                "  If other models load, this file is damaged: download or convert it again.",
             )
         verdict = Verdict("safe", crash)
     _write_record(record, verdict)

@@ -170,6 +170,9 @@ def test_texts_of_an_array(make_gguf: Callable[..., Path]) -> None:
 
 
 NAME = value("general.architecture", STRING, text("qwen3"))
+# llama.cpp reads a text up to its first zero byte, and gives a name of its own to each that is empty.
+CUT_TWICE = struct.pack("<IQ", STRING, 3) + text("x") + text("") + text("x\0y")
+EMPTY = struct.pack("<IQ", STRING, 3) + text("x") + text("") + text("\0")
 TWICE = struct.pack("<IQ", STRING, 3) + text("x") + text("y") + text("x")
 
 
@@ -183,6 +186,7 @@ TWICE = struct.pack("<IQ", STRING, 3) + text("x") + text("y") + text("x")
         (value("qwen3.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", float("nan"))), "is nan"),
         (value("qwen3.attention.layer_norm_rms_epsilon", F32, struct.pack("<f", -1.0)), "is -1.0"),
         (value("tokenizer.ggml.tokens", ARRAY, TWICE), "the token 'x' stands twice"),
+        (value("tokenizer.ggml.tokens", ARRAY, CUT_TWICE), "the token 'x' stands twice"),
     ],
 )
 def test_values_at_which_llama_cpp_ends_the_process_are_refused(
@@ -196,7 +200,13 @@ def test_values_at_which_llama_cpp_ends_the_process_are_refused(
 def test_what_llama_cpp_can_judge_is_left_to_it(scratch: Path) -> None:
     scratch.write_bytes(file_bytes((NAME,), (tensor(kind=39),), bytes(32)))
     check_model_file(scratch)
-    scratch.write_bytes(file_bytes((NAME, u32("qwen3.block_count", 6)), (tensor(),), bytes(32)))
+    scratch.write_bytes(
+        file_bytes(
+            (NAME, u32("qwen3.block_count", 6), value("tokenizer.ggml.tokens", ARRAY, EMPTY)),
+            (tensor(),),
+            bytes(32),
+        )
+    )
     check_model_file(scratch)
 
 

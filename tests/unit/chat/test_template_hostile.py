@@ -358,14 +358,15 @@ atoms = st.sampled_from(
      "messages[0]", "messages[0].content", "x", "y", "loop", "m", "ns", "ns.a", "range(9)", "cycler('a')", "undefined_name",
      "self", "caller", "varargs", "dict(a=1)", "joiner()", "namespace()", "strftime_now('%Y')", "tools"]
 )  # fmt: skip
-filters = st.sampled_from([*sorted(ChatTemplate("")._environment.filters), "urlize", "nothing"]).filter(
-    lambda name: not name.startswith("<")
+ENVIRONMENT = ChatTemplate("")._environment
+filters = st.sampled_from(
+    [name for name in ENVIRONMENT.filters if name.isidentifier()] + ["urlize", "nothing"]
 )
 attributes = st.sampled_from(
     ["__class__", "__mro__", "_a", "format", "join", "items", "get", "keys", "split", "rsplit", "strip", "upper", "ljust", "index",
      "length", "append", "replace", "expandtabs", "next", "name", "role", "changed", "cycle", "is_integer", "splitlines"]
 )  # fmt: skip
-tests = st.sampled_from(sorted(name for name in ChatTemplate("")._environment.tests if name.isalpha()))
+tests = st.sampled_from(sorted(name for name in ENVIRONMENT.tests if name.isalpha()))
 operators = st.sampled_from(
     ["+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "not in", "and", "or"]
 )
