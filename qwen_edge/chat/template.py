@@ -26,7 +26,8 @@ CHATML = """\
 {% endif %}"""
 
 _HINT = (
-    'The template is part of the model file. With chat_template="chatml" the model loads with ChatML instead.'
+    'The template is part of the model file. Load with chat_template="chatml" (qwen-edge: --chat-template chatml) to chat '
+    "without it."
 )
 _MAX_REASON_CHARS = 500
 _MAX_DATE_CHARS = 200

@@ -20,7 +20,7 @@ from jinja2.tests import TESTS
 from qwen_edge.chat.template_limits import REFERENCE, STEP, LimitError, Meter
 
 # They look at one item, or only at the length.
-_CONSTANT = ("attr", "count", "d", "default", "first", "last", "length", "random")
+_CONSTANT = ("count", "d", "default", "first", "last", "length", "random")
 # They yield as they are read.
 _LAZY = ("map", "reject", "rejectattr", "select", "selectattr")
 # They copy references.
@@ -39,8 +39,8 @@ _MAX_JSON_SPACE = 16
 _ESCAPED_CHARS = 12
 
 _DEEP_TESTS = (
-    *("!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lower"),
-    *("lt", "ne", "upper"),
+    *("!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "filter", "ge", "greaterthan", "gt", "in", "le", "lessthan"),
+    *("lower", "lt", "ne", "test", "upper"),
 )  # fmt: skip
 
 # A width of four digits or from an argument: one conversion could fill the memory.
@@ -69,6 +69,7 @@ def bounded_filters(meter: Meter) -> dict[str, Any]:
     checks["escape"] = checks["forceescape"] = checks["e"]
     sorting = functools.partial(_check_sorting, meter)
     filters: dict[str, Any] = {name: FILTERS[name] for name in _CONSTANT}
+    filters["attr"] = _named(meter, FILTERS["attr"])
     filters |= {name: _lazy(meter, FILTERS[name]) for name in _LAZY}
     filters |= {name: _shallow(meter, FILTERS[name], checks.get(name)) for name in _SHALLOW}
     filters |= {name: _deep(meter, FILTERS[name], sorting) for name in _SORTING}
@@ -110,10 +111,21 @@ def check_replace(meter: Meter, value: Any, old: Any, new: Any, count: int | Non
     meter.fit(len(text) + n_found * max(len(new) - len(old), 0))
 
 
+def _named(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(environment: Any, value: Any, name: Any) -> Any:
+        meter.weigh(name)
+        return function(environment, value, name)
+
+    return run
+
+
 def _lazy(meter: Meter, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         # The path of an attribute is walked for each item.
+        for arg in chain(args, kwargs.values()):
+            meter.weigh(arg)  # names of filters and tests are hashed
         work = STEP + sum(_length(arg) for arg in chain(args, kwargs.values()))
         return function(context, meter.each(value, work) if value else value, *args, **kwargs)
 

@@ -3,7 +3,7 @@
 Work is counted, not timed, so that a template ends the same way on every machine. One unit is about one character
 handled; everything else is stated in that measure. Both limits grow with the conversation, because a template goes over
 all of it, so that no honest one meets them: the 67 templates that llama.cpp carries as examples need at most 1 in
-400 of it for a short conversation.
+300 of it for a short conversation, 1 in 20 for one of 200 messages.
 """
 
 from __future__ import annotations

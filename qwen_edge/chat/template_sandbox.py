@@ -8,7 +8,7 @@ by Jinja's own hooks, filters in template_filters.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MappingView
 from string import Formatter
 from typing import Any
 
@@ -67,6 +67,7 @@ _ATTRIBUTES: tuple[tuple[type | tuple[type, ...], frozenset[str]], ...] = (
 )
 
 _MAX_FIELD_DIGITS = 3
+_JINJA_ARGUMENTS = ("_loop_vars", "_block_vars")
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
@@ -133,7 +134,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """See SandboxedEnvironment."""
-        if isinstance(argument, tuple):
+        # It is hashed, or told of when it leads nowhere.
+        if not isinstance(argument, str | int):
             self.meter.weigh(argument)
         return super().getitem(obj, argument)
 
@@ -148,6 +150,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 raise LimitError(f"it makes a number of more than {MAX_INT_BITS} bits")
         elif operator == "%" and isinstance(left, str):
             check_format(self.meter, left, right)
+        elif operator == "-" and isinstance(left, MappingView):
+            self.meter.weigh((left, right))  # hashes what is in both
         return self.meter.taken(super().call_binop(context, operator, left, right), REFERENCE)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
@@ -163,9 +167,9 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             meter.macro_depth -= 1
             return result
         if isinstance(__obj, functools.partial | Undefined | Joiner) or (
-            getattr(__obj, "__hash__", None) and __obj in __self._functions
+            callable(__obj) and __obj in __self._functions
         ):
-            for each in args:
+            for each in (*args, *_given(kwargs)):
                 meter.weigh(each)
             return run(*args, **kwargs)
         owner = getattr(__obj, "__self__", None)
@@ -185,7 +189,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     ) -> tuple[Any, ...]:
         """Count a method of text before it runs; return its arguments, an iterator as a list."""
         meter = self.meter
-        given = [value for key, value in kwargs.items() if not key.startswith("_")]
+        given = _given(kwargs)
         if name == "join" and args:
             args = (list(args[0]), *args[1:])
             meter.fit(len(args[0]) * len(text))
@@ -205,7 +209,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
     def _format(self, text: str, is_map: bool, /, *args: Any, **kwargs: Any) -> str:
         if isinstance(text, Markup):
             raise SecurityError("a template may not format text that is marked safe")
-        names = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+        names = {key: value for key, value in kwargs.items() if key not in _JINJA_ARGUMENTS}
         values = args[0] if is_map and len(args) == 1 else names
         self.meter.fit(len(text))
         return self.meter.taken(_MeteredFormatter(self).vformat(text, () if is_map else args, values))  # type: ignore[no-any-return]
@@ -238,6 +242,11 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     def _sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         return self.meter.taken(value[start:stop:step], REFERENCE)
+
+
+def _given(kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return what a template passes by name; Jinja adds two arguments of its own."""
+    return [value for key, value in kwargs.items() if key not in _JINJA_ARGUMENTS]
 
 
 class _MeteredFormatter(SandboxedFormatter):

@@ -225,6 +225,18 @@ BOMBS = {
     "divzero": "{{ 1 % 0 }}",
     "cmp": "{{ [1] < ['a'] }}",
     "minmixed": "{{ [1,'a']|min }}",
+    "deepcall": often("{% set ns.t = (ns.t,) %}") + "{{ ns.t() }}",
+    "deepview": often("{% set ns.t = (ns.t,) %}") + "{{ {1: ns.t}.items() - {2: ns.t}.items() }}",
+    "deepfilter": often("{% set ns.t = (ns.t,) %}") + "{{ [1]|map(ns.t)|list }}",
+    "deeptest": often("{% set ns.t = (ns.t,) %}") + "{{ [1]|select(ns.t)|list }}",
+    "deepistest": often("{% set ns.t = (ns.t,) %}") + "{{ ns.t is filter }}{{ ns.t is test }}",
+    "deepvarargs": "{% set ns = namespace(t=1) %}{% macro m() %}{% set ns.t = varargs %}{% endmacro %}"
+    "{% for i in range(99999) %}{{ m(ns.t) }}{% endfor %}{{ {ns.t: 1} }}",
+    "dagattr": often("{% set ns.l = [ns.l, ns.l] %}", 50) + "{{ {}|attr(ns.l) }}",
+    "dagundefined": often("{% set ns.l = [ns.l, ns.l] %}", 50) + "{{ messages[ns.l].x }}",
+    "dagraisekw": often("{% set ns.l = [ns.l, ns.l] %}", 50) + "{{ raise_exception(message=ns.l) }}",
+    "dagmap": often("{% set ns.l = [ns.l, ns.l] %}", 50) + "{{ [1]|map(ns.l)|list }}",
+    "deepkeys": often("{% set ns.t = (ns.t,) %}") + "{{ ({1: ns.t}.items() - [ns.t])|length }}",
 }
 
 
