@@ -162,7 +162,7 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
 
 def _is_file_name(name: str) -> bool:
     """Tell whether the operating system can take `name` as that of a file in a given folder."""
-    return "\0" not in name and "\\" not in name and name.isprintable() and len(name) <= 255
+    return "\0" not in name and "\\" not in name and name.isprintable() and len(name.encode()) <= 255
 
 
 def _merge(files: list[Path]) -> dict[str, TensorEntry]:

@@ -119,6 +119,8 @@ def _entry(name: str, value: Any, path: Path, data_start: int) -> TensorEntry:
     def wrong(what: str) -> CheckpointError:
         return CheckpointError(f"{path} (header): {name!r} {what}", hint=_REFETCH)
 
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise wrong("is no Unicode text")
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise wrong(f"is {shorten(value)}, expected an object with dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -108,6 +108,8 @@ class LoadConfig:
         provider: Where an ONNX model runs: "cpu", "openvino", or the name of another execution provider of the installed
             ONNX Runtime. kv_type, flash_attention, load_mode, safe_kernels and adapters are llama.cpp's: an ONNX model
             has its KV cache in F32, and refuses the others.
+        chat_template: None takes the one in the model file, "chatml" the plain form that Qwen's models share (no tools, no
+            switch for thinking); anything else is Jinja source.
     """
 
     n_ctx: int = DEFAULT_N_CTX
@@ -121,6 +123,7 @@ class LoadConfig:
     adapters: tuple[AdapterConfig, ...] = ()
     prefix_cache: bool = True
     provider: str = "cpu"
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))

@@ -22,7 +22,7 @@ from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.errors import ClosedError
+from qwen_edge.errors import ClosedError, TemplateError
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
@@ -38,10 +38,22 @@ class Model:
     close() closes the sessions first, waits for a call in flight, and may be called any number of times.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Take over an engine; load() makes one from a file."""
+    def __init__(self, engine: Engine, chat_template: str | None = None) -> None:
+        """Take over an engine; load() makes one from a file.
+
+        Args:
+            engine: Closed with the model, or at once when its template does not compile.
+            chat_template: As in LoadConfig.
+
+        Raises:
+            TemplateError: The template does not compile.
+        """
         self._engine: Engine | None = engine
-        self._template = ChatTemplate(engine.info.chat_template, engine.info.special_texts)
+        try:
+            self._template = _template(engine.info, chat_template)
+        except TemplateError:
+            engine.close()
+            raise
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()  # of the set: threads may begin and close sessions at once
         self._prefix_store: PrefixCache | None = None
@@ -291,7 +303,7 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
 
     Raises:
         ModelNotFoundError: No such file or name.
-        FormatError: A file is damaged (GGUFError for a GGUF file).
+        FormatError: A file is damaged (GGUFError for a GGUF file), or its chat template does not compile (TemplateError).
         ConfigError: A setting is unknown, out of range or for the other kind of model, or an adapter was made for
             another model.
         NativeMissingError: llama.cpp is not built here.
@@ -300,12 +312,18 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
     config = _merge(config or LoadConfig(), settings)
     path = hub.locate(name_or_path)
     _log.debug("loading %s", path)
-    model = Model(_engine(path, config))
+    model = Model(_engine(path, config), config.chat_template)
     info = model.info
     _log.debug(
         "loaded by %s: %s, %d weights, %s", info.engine, info.architecture, info.n_params, info.settings
     )
     return model
+
+
+def _template(info: ModelInfo, asked: str | None) -> ChatTemplate:
+    if asked is None:
+        return ChatTemplate(info.chat_template, info.special_texts, path=info.path)
+    return ChatTemplate("" if asked == "chatml" else asked, info.special_texts)
 
 
 def _engine(path: Path, config: LoadConfig) -> Engine:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
+import threading
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qwen_edge.chat.parser import THINK_OPEN
+from qwen_edge.chat.template_sandbox import MeteredEnvironment
 from qwen_edge.errors import TemplateError
 from qwen_edge.types import Message
 
@@ -24,6 +24,13 @@ CHATML = """\
 {{ message.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+
+_HINT = (
+    'The template is part of the model file. Load with chat_template="chatml" (qwen-edge: --chat-template chatml) to chat '
+    "without it."
+)
+_MAX_REASON_CHARS = 500
+_MAX_DATE_CHARS = 200
 
 
 class ThinkingSupport(Enum):
@@ -38,33 +45,41 @@ class ChatTemplate:
     """A compiled chat template.
 
     The dialect is that of Hugging Face's `apply_chat_template`: trimmed blocks, loop controls, `tojson` that
-    keeps non-ASCII text, `raise_exception`, `strftime_now`.
+    keeps non-ASCII text, `raise_exception`, `strftime_now`, `generation` blocks. A template is a stranger's program: it
+    reaches no file, and what it may do is counted (template_limits.py).
     """
 
-    def __init__(self, source: str, special_texts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_texts: Mapping[str, str] | None = None, *, path: Path | None = None
+    ) -> None:
         """Compile a template.
 
         Args:
             source: Jinja source; "" takes ChatML.
             special_texts: `bos_token`, `eos_token` and the like, as the template may use them.
+            path: The file that it comes from, for messages.
 
         Raises:
             TemplateError: It does not compile.
         """
         self.source = source or CHATML
+        self._name = f"the chat template of {path}" if path else "the chat template"
         self._special_texts = dict(special_texts or {})
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        self._environment = MeteredEnvironment(
+            {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        # The environment counts one rendering at a time; sessions of one model share the template.
+        self._lock = threading.Lock()
         try:
-            self._template = environment.from_string(self.source)
+            self._template = self._environment.load(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
-                f"the chat template does not compile: {error.message} (line {error.lineno})"
+                f"{self._name} does not compile: {_shown(error.message)} (line {error.lineno})",
+                hint=_HINT,
             ) from error
+        # Numbers and nesting that Jinja's lexer and parser, or Python's compiler, refuse.
+        except (jinja2.TemplateError, ValueError, RecursionError, SyntaxError) as error:
+            raise TemplateError(f"{self._name} does not compile: {_shown(error)}", hint=_HINT) from error
 
     @functools.cached_property
     def thinking(self) -> ThinkingSupport:
@@ -110,7 +125,9 @@ class ChatTemplate:
         if enable_thinking is not None:
             variables["enable_thinking"] = enable_thinking
         try:
-            return self._template.render(variables)
+            with self._lock:
+                self._environment.meter.start(variables)
+                return self._template.render(variables)
         except (
             jinja2.TemplateError,
             TypeError,
@@ -118,8 +135,12 @@ class ChatTemplate:
             ArithmeticError,
             LookupError,
             AttributeError,
+            AssertionError,
+            RuntimeError,
         ) as error:
-            raise TemplateError(f"the chat template cannot render this conversation: {error}") from error
+            raise TemplateError(
+                f"{self._name} cannot render this conversation: {_shown(error)}", hint=_HINT
+            ) from error
 
 
 def opens_thought(prompt: str) -> bool:
@@ -127,10 +148,17 @@ def opens_thought(prompt: str) -> bool:
     return prompt.rstrip().endswith(THINK_OPEN)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes HTML and non-ASCII, which the models were not trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _raise_exception(message: object) -> None:
+    raise jinja2.TemplateError(str(message))
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _strftime_now(form: str) -> str:
+    if len(form) > _MAX_DATE_CHARS:
+        raise ValueError(f"a form of a date has more than {_MAX_DATE_CHARS} characters")
+    return datetime.datetime.now().strftime(form)
+
+
+def _shown(reason: object) -> str:
+    """Return what a template or Jinja says as one line that is safe to print: the text may be a stranger's."""
+    text = " ".join(str(reason)[:_MAX_REASON_CHARS].split())
+    return "".join(char for char in text if char.isprintable())

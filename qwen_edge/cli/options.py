@@ -71,6 +71,18 @@ def parse_adapter(value: str) -> AdapterConfig:
     return AdapterConfig(path=Path(path), scale=number)
 
 
+def parse_chat_template(value: str) -> str:
+    """Return what `--chat-template chatml|FILE` asks for: the word, or the text of the file."""
+    if value == "chatml":
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(
+            f"{value!r} is neither chatml nor a file that can be read: {error}"
+        ) from None
+
+
 def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds `--adapter DIR[:SCALE]`, PEFT folders, as the parameter `adapters`."""
     return click.option(
@@ -90,6 +102,8 @@ _OPTIONS = (
                  help="Where an ONNX model runs: cpu, openvino, or another of the installed ONNX Runtime."),
     click.option("--adapter", "adapters", type=parse_adapter, metavar="FILE[:SCALE]", multiple=True,
                  help="GGUF adapter (LoRA) that acts on the model; may be given again."),
+    click.option("--chat-template", type=parse_chat_template, metavar="chatml|FILE",
+                 help="Use plain ChatML, or the Jinja template in a file. Default: the model's own."),
     click.option("--no-prefix-cache", is_flag=True, help="Keep no evaluated system prompt on disk for the next start."),
     click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 always takes the likeliest token. Default: Qwen's advice."),
     click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Keep the likeliest tokens that together reach this probability. Default: Qwen's advice."),
@@ -111,6 +125,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         flash_attention: Switch,
         provider: str,
         adapters: tuple[AdapterConfig, ...],
+        chat_template: str | None,
         no_prefix_cache: bool,
         temperature: float | None,
         top_p: float | None,
@@ -125,6 +140,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             provider=provider,
             adapters=adapters,
             prefix_cache=not no_prefix_cache,
+            chat_template=chat_template,
         )
         options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
         return function(*args, options=options, **kwargs)

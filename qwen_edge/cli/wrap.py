@@ -18,7 +18,8 @@ _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if ch
 
 def _cells(text: str) -> int:
     """Return the columns that a text takes: 2 for most Chinese and Japanese characters and emoji."""
-    from rich.cells import cell_len  # here, because completion in the shell loads this module and needs no rich
+    # Here, because completion in the shell loads this module and needs no rich.
+    from rich.cells import cell_len
 
     return cell_len(text)
 

@@ -17,6 +17,7 @@ from qwen_edge.digests import FileIdentity
 from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo, TokenConstraint
 from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ConfigError, ContextOverflowError
+from qwen_edge.gguf_check import check_model_file
 from qwen_edge.native import library, probe, state
 from qwen_edge.native.handles import NativeContext, NativeModel, check_is_gguf
 from qwen_edge.native.pooling import pooled_output, pooled_size, pooling_type
@@ -127,6 +128,8 @@ class LlamaEngine(Engine):
             safe_kernels = verdict.kernels == "safe"
             if safe_kernels:
                 warnings.warn(verdict.warning(), probe.NativeFallbackWarning, stacklevel=2)
+        else:
+            check_model_file(path)
         self._config = config
         self._adapters = [FileIdentity.of_parts(each.path) for each in config.adapters]
         self._n_threads = config.n_threads or device.usable_cores()

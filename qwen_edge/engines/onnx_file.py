@@ -16,6 +16,11 @@ from qwen_edge.errors import FormatError
 
 _REFETCH = "A copy that was cut off is the usual cause; fetch or export the folder again."
 
+# Source: Protocol Buffers, "Proto Limits".
+_MAX_MESSAGE_BYTES = 2**31 - 1
+# A name of a file, on the systems that there are.
+_MAX_LOCATION_BYTES = 255
+
 # Field numbers.
 _MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 7, 8, 14
 _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
@@ -77,6 +82,8 @@ def read_onnx_file(path: Path) -> OnnxFile:
         FormatError: It is no ONNX file, or damaged; a file of weights is missing or too short.
         OSError: It cannot be read.
     """
+    if path.stat().st_size > _MAX_MESSAGE_BYTES:
+        raise FormatError(f"{path} is no ONNX file: it has more than 2 GiB", hint=_REFETCH)
     try:
         file = _parse(path, memoryview(path.read_bytes()))
     except (ValueError, IndexError) as error:
@@ -145,9 +152,10 @@ def _external_of(tensor: memoryview) -> list[ExternalTensor]:
 def _check_external(file: OnnxFile) -> None:
     for tensor in file.external:
         place = PurePosixPath(tensor.location)
-        if not tensor.location or place.is_absolute() or ".." in place.parts:
+        is_name = 0 < len(tensor.location.encode()) <= _MAX_LOCATION_BYTES and "\0" not in tensor.location
+        if not is_name or place.is_absolute() or ".." in place.parts:
             raise FormatError(
-                f"{file.path}: the weights {tensor.name!r} lie in {tensor.location!r}, outside its folder"
+                f"{file.path}: the weights {tensor.name[:80]!r} lie in {tensor.location[:80]!r}, outside its folder"
             )
     for path in file.data_files:
         if not path.is_file():
@@ -171,6 +179,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     while at < len(data):
         key, at = _varint(data, at)
         kind = key & 7
+        if key < 8:
+            raise ValueError(f"a field of number 0 at byte {at}")
         if kind == 0:
             value, at = _varint(data, at)
             yield key >> 3, value

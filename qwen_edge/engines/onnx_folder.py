@@ -149,9 +149,11 @@ def _checked_facts(graph: OnnxFile) -> dict[str, Any]:
     try:
         facts = json.loads(graph.metadata[FACTS_KEY])
         is_known = facts["format"] == FACTS_FORMAT and facts["form"] == "fused"
-        assert isinstance(facts["architecture"], str)
-        assert isinstance(facts["n_ctx_train"], int)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        if not isinstance(facts["architecture"], str):
+            raise TypeError(f"architecture is {facts['architecture']!r}")
+        if not isinstance(facts["n_ctx_train"], int) or facts["n_ctx_train"] < 1:
+            raise ValueError(f"n_ctx_train is {facts['n_ctx_train']!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(
             f"{graph.path}: its metadata {FACTS_KEY!r} is damaged: {error!r}", hint=_EXPORT
         ) from error
@@ -167,15 +169,15 @@ def _checked_facts(graph: OnnxFile) -> dict[str, Any]:
 
 def _shape(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Shape:
     try:
-        n_heads = int(config["num_attention_heads"])
+        n_heads = _size(config["num_attention_heads"])
         return Shape(
-            n_layers=int(config["num_hidden_layers"]),
-            hidden_size=int(config["hidden_size"]),
-            ffn_size=int(config["intermediate_size"]),
+            n_layers=_size(config["num_hidden_layers"]),
+            hidden_size=_size(config["hidden_size"]),
+            ffn_size=_size(config["intermediate_size"]),
             n_heads=n_heads,
-            n_kv_heads=int(config.get("num_key_value_heads") or n_heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // n_heads),
-            vocab_size=int(config["vocab_size"]),
+            n_kv_heads=_size(config.get("num_key_value_heads") or n_heads),
+            head_dim=_size(config.get("head_dim") or config["hidden_size"] // n_heads),
+            vocab_size=_size(config["vocab_size"]),
             is_tied=bool(facts.get("is_tied")),
             has_qkv_bias=facts["architecture"] == "qwen2",
             has_qk_norm=facts["architecture"] == "qwen3",
@@ -184,10 +186,19 @@ def _shape(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Shape:
         raise FormatError(f"{path} is incomplete or damaged: {error!r}") from error
 
 
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise ValueError(f"{str(value)[:40]!r} is no size")
+    return value
+
+
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise FormatError(f"{file} is no UTF-8 text: {error}", hint="Export the folder again.") from error
     template = tokenizer_config.get("chat_template")
     return template if isinstance(template, str) else ""
 
@@ -209,7 +220,13 @@ def _special_texts(folder: Path, tokenizer_config: dict[str, Any], config: dict[
 def _added_texts(folder: Path) -> dict[int, str]:
     added = _read_object(folder / "tokenizer.json").get("added_tokens")
     entries = added if isinstance(added, list) else []
-    return {entry["id"]: entry["content"] for entry in entries if isinstance(entry, dict) and "id" in entry}
+    return {
+        entry["id"]: entry["content"]
+        for entry in entries
+        if isinstance(entry, dict)
+        and isinstance(entry.get("id"), int)
+        and isinstance(entry.get("content"), str)
+    }
 
 
 def _ends(generation: dict[str, Any]) -> list[int]:

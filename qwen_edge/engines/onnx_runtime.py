@@ -162,7 +162,11 @@ class OnnxGraph:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             session = runtime.InferenceSession(
-                str(path), options, providers=[name] if name == CPU else [name, CPU]
+                str(path),
+                options,
+                providers=[name] if name == CPU else [name, CPU],
+                # It prints what is wrong with a damaged file, and tries the same again.
+                enable_fallback=int(name != CPU),
             )
         except Exception as error:  # its exceptions have no common base
             raise _load_error(path, str(error).strip(), runtime.__version__) from error

@@ -21,6 +21,7 @@ from typing import Literal
 from qwen_edge import device, paths
 from qwen_edge.errors import NativeCrashError
 from qwen_edge.files import atomic_path
+from qwen_edge.gguf_check import check_model_file
 from qwen_edge.native import child, library
 
 Kernels = Literal["fast", "safe"]
@@ -63,11 +64,13 @@ def probe(path: Path) -> Verdict:
         path: A GGUF file.
 
     Raises:
+        GGUFError: The file is damaged in a way that the library does not survive.
         NativeCrashError: The library dies with the plain kernels too.
     """
     known = _read_record(path)
     if known is not None:
         return known
+    check_model_file(path)
     crash = _crash_of(path, "fast")
     verdict = Verdict("fast")
     if crash:
@@ -76,7 +79,7 @@ def probe(path: Path) -> Verdict:
             raise NativeCrashError(
                 f"the native library dies on this machine, with its plain kernels too ({safe_crash})",
                 hint="It was probably built for another CPU. Build it here: qwen-edge setup --force   What is wrong: "
-                "qwen-edge doctor",
+                "qwen-edge doctor\n  If other models load, this file is damaged: download or convert it again.",
             )
         verdict = Verdict("safe", crash)
     _write_record(path, verdict)

@@ -30,6 +30,7 @@ LAYERS = (
         "quant_types",
         "digests",
         "manifest",
+        "gguf_check",
         "gguf_header",
         "logits",
         "state_file",

@@ -229,3 +229,15 @@ def test_an_untested_provider_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gguf_file_has_no_provider(tiny_bf16: Path) -> None:
     with pytest.raises(ConfigError, match="does not apply to a GGUF file"):
         load(tiny_bf16, provider="openvino")
+
+
+def test_a_graph_with_an_operator_that_is_no_text_is_refused_in_silence(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = folder / "model.onnx"
+    content = graph.read_bytes()
+    name = onnx.load(graph, load_external_data=False).graph.node[0].op_type.encode()
+    graph.write_bytes(content.replace(name, b"\xff" * len(name)))
+    with pytest.raises(FormatError, match=r"cannot load .*model\.onnx"):
+        load(folder, n_threads=1)
+    assert capfd.readouterr().out == ""

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from qwen_edge.convert.checkpoint import INDEX_NAME, open_checkpoint
 from qwen_edge.convert.safetensors_file import read_header
 from qwen_edge.errors import CheckpointError, QwenEdgeError, UnsupportedError
 
@@ -186,3 +187,96 @@ def test_any_header_bytes_end_in_a_header_or_in_our_error(scratch: Path, header:
 def test_deep_or_huge_json_ends_in_our_error(scratch: Path, header: bytes) -> None:
     with pytest.raises(CheckpointError):
         read_header(_file(scratch, header))
+
+
+def test_a_name_that_is_no_text_is_refused(scratch: Path) -> None:
+    with pytest.raises(CheckpointError, match="no Unicode text"):
+        read_header(
+            _file(scratch, b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(8))
+        )
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', "shape"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, Infinity]}}', "data_offsets"),
+        (
+            b'{"a": {"dtype": "F32", "dtype": "F16", "shape": [2], "data_offsets": [0, 8]}}',
+            "'dtype' stands twice",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}\0\0', "not valid JSON"),
+    ],
+)
+def test_what_json_readers_let_through_is_refused(scratch: Path, header: bytes, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        read_header(_file(scratch, header, bytes(8)))
+
+
+def test_padding_of_the_header_is_allowed(scratch: Path) -> None:
+    header = json.dumps({"a": _tensor()}).encode() + b" " * 13
+    (entry,) = read_header(_file(scratch, header, bytes(8)))
+    assert entry.offset == 8 + len(header)
+
+
+def test_a_header_length_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.safetensors"
+    path.write_bytes((8 << 30).to_bytes(8, "little"))
+    os.truncate(path, 10 << 30)
+    with pytest.raises(CheckpointError, match="header length 8589934592"):
+        read_header(path)
+
+
+@patiently
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.sampled_from(["set", "remove", "repeat", "cut"]), st.integers(0, 600), st.integers(0, 255)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_changed_file_ends_in_a_header_or_in_our_error(
+    scratch: Path, changes: list[tuple[str, int, int]]
+) -> None:
+    save_file({"a": np.ones((2, 3), "f4"), "b": np.ones(5, "f2")}, scratch, metadata={"format": "pt"})
+    content = bytearray(scratch.read_bytes())
+    for kind, position, amount in changes:
+        at = position % max(len(content), 1)
+        if kind == "set":
+            content[at : at + 1] = bytes([amount])
+        elif kind == "remove":
+            del content[at : at + amount % 16]
+        elif kind == "repeat":
+            content[at:at] = content[at : at + amount]
+        else:
+            del content[at:]
+    scratch.write_bytes(content)
+    _read_or_refuse(scratch)
+
+
+@patiently
+@given(
+    index=st.dictionaries(
+        st.sampled_from(["weight_map", "metadata"]),
+        st.dictionaries(
+            st.sampled_from(["a", "b"]) | st.text(max_size=4),
+            st.sampled_from(["x.safetensors", "y.safetensors", "../x.safetensors", "€" * 240 + ".safetensors"]) | json_values,
+            max_size=3,
+        )
+        | json_values,
+    )
+    | json_values
+)  # fmt: skip
+def test_any_index_is_opened_or_refused(scratch: Path, index: Any) -> None:
+    folder = scratch.parent / "indexed"
+    folder.mkdir(exist_ok=True)
+    save_file({"a": np.ones(2, "f4")}, folder / "x.safetensors")
+    (folder / "config.json").write_text("{}")
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    try:
+        checkpoint = open_checkpoint(folder)
+    except QwenEdgeError:
+        return
+    assert set(checkpoint.tensors) == {"a"}
