@@ -108,13 +108,20 @@ def atomic_folder(target: str | os.PathLike[str], *, needed_bytes: int | None = 
 
 
 @contextlib.contextmanager
-def writing(target: Path, part: Path | None = None, *, needed_bytes: int | None = None) -> Iterator[None]:
+def writing(
+    target: Path,
+    part: Path | None = None,
+    *,
+    needed_bytes: int | None = None,
+    hint: str = "Name another file or folder.",
+) -> Iterator[None]:
     """Say in our words why a file or folder cannot be written, where the system says so while the block runs.
 
     Args:
         target: What is to be written, for the message.
         part: Where its bytes gather; an error that names another file is passed on as it is. None: all are about `target`.
         needed_bytes: Length of the whole.
+        hint: What to do where it may not be written.
 
     Raises:
         NoSpaceError, WriteError: It cannot be written.
@@ -134,7 +141,7 @@ def writing(target: Path, part: Path | None = None, *, needed_bytes: int | None 
         if error.errno in _REFUSED:
             raise WriteError(
                 f"{target} cannot be written: {_REFUSED[error.errno]}",
-                hint="Name another file or folder.",
+                hint=hint,
                 code=error.errno,
             ) from error
         raise
@@ -150,17 +157,20 @@ def no_space_error(
 ) -> NoSpaceError:
     """Return the error of a target that found no space, with the bytes that are written, needed and free."""
     folder = existing_folder(target.absolute().parent)
-    figures = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free in {folder}"
+    figures = f"{_size(shutil.disk_usage(folder).free)} are free in {folder}"
     if part is not None:
         files = [part] if part.is_file() else part.glob("*")
-        written = f"{sum(file.stat().st_size for file in files) / 1e6:,.1f}"
-        whole = f" of {needed_bytes / 1e6:,.1f}" if needed_bytes else ""
-        figures = f"{written}{whole} MB were written, {figures}"
+        whole = f" of {_size(needed_bytes)}" if needed_bytes else ""
+        figures = f"{_size(sum(file.stat().st_size for file in files))}{whole} were written, {figures}"
     return NoSpaceError(
         f"{target} cannot be written: {reason}; {figures}",
         hint="Nothing was changed. Free some space, or name a folder on another disk.",
         code=code,
     )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.1f} kB"
 
 
 def _umask() -> int:
@@ -273,7 +283,7 @@ def check_free_space(target: Path, n_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < n_bytes:
         raise NoSpaceError(
-            f"not enough disk space for {target}: it takes {n_bytes / 1e6:,.1f} MB, {free_bytes / 1e6:,.1f} MB are free "
+            f"not enough disk space for {target}: it takes {_size(n_bytes)}, {_size(free_bytes)} are free "
             f"in {folder}",
             hint="Free some space, or name a folder on another disk.",
         )

@@ -27,6 +27,8 @@ _MAGIC = b"GGUF"
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 4
+# The metadata before the vocabulary stays far below this, model card and all.
+_PARAMETER_BYTES = 16 << 20
 
 _TYPE_NAMES = {row.ggml_id: row.name for row in TENSOR_TYPES.values()}
 
@@ -103,6 +105,8 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     path = Path(path)
     if not path.is_file():
         kind = "a folder, not a GGUF file" if path.is_dir() else "no such file"
+        if path.exists() and not path.is_dir():
+            kind = "a pipe or a device, not a file"
         raise ModelNotFoundError(
             f"{path}: {kind}",
             hint="A checkpoint becomes a GGUF file by: qwen-edge convert CHECKPOINT -o FILE",
@@ -110,12 +114,37 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     with path.open("rb") as file:
         magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
+            begins = f"it begins with {magic.decode('latin-1')!r}, not 'GGUF'" if magic else "it is empty"
             raise GGUFError(
-                f"{path} is no GGUF file: it begins with {magic!r}, not {_MAGIC!r}",
+                f"{path} is no GGUF file: {begins}",
                 hint="A checkpoint becomes one by: qwen-edge convert CHECKPOINT -o FILE",
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, _Cursor(path, data))
+
+
+def read_parameters(path: Path) -> dict[str, Scalar]:
+    """Read the metadata that stands before the vocabulary: the sizes of the model, in no time.
+
+    Converters write them there; of a file in which they stand behind it, they are missing from the answer.
+
+    Raises:
+        GGUFError: The file is damaged or cut off before the vocabulary.
+        OSError: It cannot be read.
+    """
+    metadata: dict[str, Scalar] = {}
+    # Not all of it: a file of gigabytes may be more than a limit of the address space allows.
+    length = min(path.stat().st_size, _PARAMETER_BYTES)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as data:
+        cursor = _Cursor(path, data)
+        cursor.take(4 + 8)  # version, number of tensors
+        for _ in range(cursor.integer("Q")):
+            key, kind = cursor.text(), cursor.integer("I")
+            if key.startswith("tokenizer."):
+                break
+            if (value := cursor.value(key, kind)) is not None:
+                metadata[key] = value
+    return metadata
 
 
 class _Cursor:
@@ -151,6 +180,17 @@ class _Cursor:
         start = self.take(n_bytes)
         return self.data[start : start + n_bytes].decode("utf-8", "replace")
 
+    def value(self, key: str, kind: int) -> Scalar | None:
+        """Step over a value of the metadata and return it; None for an array."""
+        if kind in _SCALAR_FORMATS:
+            return self.number(_SCALAR_FORMATS[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind != _ARRAY:
+            raise self.damaged(f"metadata {key!r} has type {kind}")
+        self.skip_array()
+        return None
+
     def skip_array(self) -> None:
         kind, count = self.integer("I"), self.integer("Q")
         if kind in _SCALAR_FORMATS:
@@ -170,6 +210,11 @@ class _Cursor:
 
 def _parse(path: Path, cursor: _Cursor) -> GGUFHeader:
     version = cursor.integer("I")
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3):
+        raise UnsupportedError(
+            f"{path} is big-endian; little-endian GGUF files can be read",
+            hint="Take the file for little-endian machines, or convert the checkpoint.",
+        )
     if version not in (2, 3):
         raise UnsupportedError(
             f"{path} is GGUF version {version}; versions 2 and 3, little-endian, can be read",
@@ -179,15 +224,13 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFHeader:
     metadata: dict[str, Scalar] = {}
     for _ in range(n_values):
         key, kind = cursor.text(), cursor.integer("I")
-        if kind in _SCALAR_FORMATS:
-            metadata[key] = cursor.number(_SCALAR_FORMATS[kind])
-        elif kind == _STRING:
-            metadata[key] = cursor.text()
-        elif kind == _ARRAY:
-            cursor.skip_array()
-        else:
-            raise cursor.damaged(f"metadata {key!r} has type {kind}")
+        if (value := cursor.value(key, kind)) is not None:
+            metadata[key] = value
     tensors = tuple(_parse_tensor(cursor) for _ in range(n_tensors))
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise cursor.damaged(f"the tensor {twice!r} stands twice in it")
     header = GGUFHeader(path, metadata, tensors, cursor.position, len(cursor.data))
     _check_length(header)
     return header

@@ -29,6 +29,7 @@ class OnnxFolder:
         architecture: "qwen3" or "qwen2".
         name: The repository it was made from without its owner; else the folder's name.
         n_ctx_train: Positions for which the graph has angles.
+        shape: Sizes of the model.
         n_params: Weights, a tied head counted once.
         weights_bytes: Bytes of the files with weights.
         chat_template: Jinja source, "" without one.
@@ -42,6 +43,7 @@ class OnnxFolder:
     architecture: str
     name: str
     n_ctx_train: int
+    shape: Shape
     n_params: int
     weights_bytes: int
     chat_template: str
@@ -114,6 +116,7 @@ def read_folder(path: Path) -> OnnxFolder:
         architecture=facts["architecture"],
         name=_name_of(folder),
         n_ctx_train=facts["n_ctx_train"],
+        shape=shape,
         n_params=shape.n_weights,
         weights_bytes=sum(file.stat().st_size for file in graph.data_files),
         chat_template=_chat_template(folder, tokenizer_config),
@@ -180,8 +183,10 @@ def _shape(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Shape:
             has_qkv_bias=facts["architecture"] == "qwen2",
             has_qk_norm=facts["architecture"] == "qwen3",
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path} is incomplete or damaged: {error!r}") from error
+    except KeyError as error:
+        raise FormatError(f"{path} lacks {error}", hint="Export the folder again.") from error
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path} is damaged: {error}", hint="Export the folder again.") from error
 
 
 def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str:

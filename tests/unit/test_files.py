@@ -134,7 +134,7 @@ def test_of_many_writers_at_once_never_two_are_at_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.ENOSPC, "the disk is full; 0.0 of 12.0 MB were written"),
+        (errno.ENOSPC, "the disk is full; 0.0 kB of 12.0 MB were written"),
         (errno.EDQUOT, "your quota on the disk is used up"),
         (errno.EFBIG, "files may not grow so large"),
     ],

@@ -39,6 +39,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_check",
         "memory_onnx",
         "async_call",
         "async_session",
