@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.files import atomic_path, check_free_space, no_space_error
+from qwen_edge.files import atomic_path, check_free_space, no_space_error, writing
 from qwen_edge.gguf_header import read_header
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
@@ -190,7 +190,9 @@ def _checked_threads(n_threads: int | None) -> int:
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if target.is_dir():
+    with writing(target):
+        is_folder = target.is_dir()
+    if is_folder:
         raise ConfigError(f"the target {target} is a folder", hint=f"Name a file: {target / source.name}")
     if not target.exists():
         return

@@ -12,6 +12,7 @@
     │   └── TemplateError           a chat template that does not render
     ├── UnsupportedError            a well-formed request that cannot be served (architecture, type)
     ├── VerificationError           a file that does not compute what its checkpoint does
+    ├── ReadError                   a file that is there and cannot be read
     ├── WriteError                  a file or folder cannot be written
     │   ├── NoSpaceError            the disk is too small for it
     │   └── TargetBusyError         another process is writing it
@@ -139,6 +140,21 @@ class VerificationError(QwenEdgeError):
 
     cause = "The file was made from another checkpoint, was damaged, or the conversion is wrong."
     cure = "Convert again and verify again. If it stays so, report it with both names."
+
+
+class ReadError(QwenEdgeError, OSError):
+    """A file is there and cannot be read.
+
+    Attributes:
+        errno: As the system gave it.
+    """
+
+    cause = "The file belongs to somebody else, or the disk it is on is damaged."
+    cure = "Change its permissions, or copy it to a folder of yours."
+
+    def __init__(self, message: str, *, hint: str | None = None, code: int = errno.EACCES) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = code
 
 
 class WriteError(QwenEdgeError, OSError):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qwen_edge.errors import NoSpaceError, QwenEdgeError, TargetBusyError, WriteError
+from qwen_edge.errors import NoSpaceError, QwenEdgeError, ReadError, TargetBusyError, WriteError
 
 _CHUNK_BYTES = 8 << 20
 # How often, and after which pause, a second writer looks whether the first is still there.
@@ -36,6 +36,12 @@ _REFUSED = {
     errno.EISDIR: "a folder has its name",
     errno.ENAMETOOLONG: "its name is too long",
     errno.ELOOP: "links in its path lead in a circle",
+}
+
+_UNREADABLE = {
+    errno.EACCES: "you may not read it",
+    errno.EPERM: "you may not read it",
+    errno.EIO: "the disk reports an error",
 }
 
 
@@ -105,6 +111,27 @@ def atomic_folder(target: str | os.PathLike[str], *, needed_bytes: int | None = 
                 part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in our words why a file cannot be read, where the system says so while the block runs.
+
+    Raises:
+        ReadError: It may not be read, or the disk fails. That it is not there is left to the caller.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNREADABLE:
+            raise
+        raise ReadError(
+            f"{path} cannot be read: {_UNREADABLE[error.errno]}",
+            hint="Check its permissions, and those of the folders above it."
+            if error.errno in _REFUSED
+            else "Copy or fetch it again, to another disk if need be.",
+            code=error.errno,
+        ) from error
 
 
 @contextlib.contextmanager

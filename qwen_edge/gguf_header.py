@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import GGUFError, ModelNotFoundError, UnsupportedError
+from qwen_edge.files import reading
 from qwen_edge.quant_types import TENSOR_TYPES
 
 Scalar = int | float | bool | str
@@ -111,7 +112,7 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
             f"{path}: {kind}",
             hint="A checkpoint becomes a GGUF file by: qwen-edge convert CHECKPOINT -o FILE",
         )
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
             begins = f"it begins with {magic.decode('latin-1')!r}, not 'GGUF'" if magic else "it is empty"
@@ -129,10 +130,13 @@ def read_parameters(path: Path) -> dict[str, Scalar]:
     Converters write them there; of a file in which they stand behind it, they are missing from the answer.
 
     Raises:
+        ModelNotFoundError: No such file.
         GGUFError: The file is damaged or cut off before the vocabulary.
-        OSError: It cannot be read.
+        OSError, ValueError: It cannot be read, or is empty.
     """
     metadata: dict[str, Scalar] = {}
+    if not path.is_file():
+        raise ModelNotFoundError(f"no file {path}")  # opening a pipe would wait for its writer
     # Not all of it: a file of gigabytes may be more than a limit of the address space allows.
     length = min(path.stat().st_size, _PARAMETER_BYTES)
     with path.open("rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as data:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from qwen_edge import device
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx, read_folder
-from qwen_edge.errors import GGUFError, InsufficientMemoryError
-from qwen_edge.gguf_header import read_parameters
+from qwen_edge.errors import InsufficientMemoryError, QwenEdgeError
+from qwen_edge.gguf_header import read_header, read_parameters
 from qwen_edge.memory import MemoryEstimate, estimate_file_memory
 from qwen_edge.memory_onnx import estimate_onnx_memory
 
@@ -27,8 +28,9 @@ def require_memory(path: Path, config: LoadConfig) -> None:
         InsufficientMemoryError: With the numbers, and the context that would fit.
         FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.
     """
-    need = _estimate(path, config, config.n_ctx)
-    if need is None:
+    estimate = _estimator(path, config)
+    need = estimate(config.n_ctx) if estimate is not None else None
+    if estimate is None or need is None:
         return
     free = device.available_memory_bytes()
     if _counted(need, config) <= free.available_bytes:
@@ -38,16 +40,17 @@ def require_memory(path: Path, config: LoadConfig) -> None:
         f"({_gigabytes(need.weights_bytes)} weights, {_gigabytes(need.kv_bytes)} KV cache, "
         f"{_gigabytes(need.compute_bytes)} activations), and {_gigabytes(free.available_bytes)} are free "
         f"({free.reason})",
-        hint=_advice(path, config, free.available_bytes),
+        hint=_advice(estimate, config, free.available_bytes),
     )
 
 
-def _estimate(path: Path, config: LoadConfig, n_ctx: int) -> MemoryEstimate | None:
+def _estimator(path: Path, config: LoadConfig) -> Callable[[int], MemoryEstimate | None] | None:
+    """Return what tells the need for a context of n tokens; None for what cannot be understood."""
     if is_onnx(path):
         folder = read_folder(path)
         if folder.precision["weights"] is None:
             return None
-        return estimate_onnx_memory(
+        return lambda n_ctx: estimate_onnx_memory(
             folder.shape,
             folder.precision["weights"],
             n_ctx,
@@ -58,12 +61,15 @@ def _estimate(path: Path, config: LoadConfig, n_ctx: int) -> MemoryEstimate | No
             n_sessions=config.n_sessions,
         )
     try:
-        parameters = read_parameters(path) if path.is_file() and path.stat().st_size else {}
-    except (GGUFError, OSError):
+        parameters = read_parameters(path)
+        if estimate_file_memory(parameters, 0, 256) is None:
+            parameters = read_header(path).metadata  # the sizes stand behind the vocabulary, or nowhere
+        file_bytes = path.stat().st_size
+    except (QwenEdgeError, OSError, ValueError):  # mmap calls an empty file a ValueError
         return None
-    return estimate_file_memory(
+    return lambda n_ctx: estimate_file_memory(
         parameters,
-        path.stat().st_size if path.is_file() else 0,
+        file_bytes,
         n_ctx,
         kv_type=config.kv_type,
         n_batch=config.n_batch,
@@ -81,12 +87,14 @@ def _counted(need: MemoryEstimate, config: LoadConfig) -> int:
     return weights_bytes + need.kv_bytes + compute_bytes
 
 
-def _advice(path: Path, config: LoadConfig, available_bytes: int) -> str:
+def _advice(
+    estimate: Callable[[int], MemoryEstimate | None], config: LoadConfig, available_bytes: int
+) -> str:
     """Return the largest context in steps of 256 tokens that fits; where none does, say that weights are the matter."""
     low, high = 0, config.n_ctx // 256
     while low < high:
         middle = (low + high + 1) // 2
-        need = _estimate(path, config, 256 * middle)
+        need = estimate(256 * middle)
         if need is not None and _counted(need, config) <= available_bytes:
             low = middle
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from qwen_edge.errors import FormatError
+from qwen_edge.files import reading
 
 _REFETCH = "A copy that was cut off is the usual cause; fetch or export the folder again."
 
@@ -78,7 +79,8 @@ def read_onnx_file(path: Path) -> OnnxFile:
         OSError: It cannot be read.
     """
     try:
-        file = _parse(path, memoryview(path.read_bytes()))
+        with reading(path):
+            file = _parse(path, memoryview(path.read_bytes()))
     except (ValueError, IndexError) as error:
         raise FormatError(f"{path} is no ONNX file, or damaged: {error}", hint=_REFETCH) from error
     if not file.outputs:

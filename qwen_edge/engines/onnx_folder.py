@@ -10,6 +10,7 @@ from typing import Any
 from qwen_edge.catalog_types import Shape
 from qwen_edge.engines.onnx_file import OnnxFile, read_onnx_file
 from qwen_edge.errors import FormatError, ModelNotFoundError, UnsupportedError
+from qwen_edge.files import reading
 from qwen_edge.manifest import read_manifest
 
 GRAPH_NAME = "model.onnx"
@@ -239,7 +240,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: {error}", hint="Export the folder again.") from error
     if not isinstance(value, dict):

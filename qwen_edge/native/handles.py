@@ -29,6 +29,7 @@ from qwen_edge.errors import (
     ModelNotFoundError,
     NativeError,
 )
+from qwen_edge.files import reading
 from qwen_edge.gguf_header import read_header
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
@@ -53,6 +54,7 @@ def check_is_gguf(path: Path) -> None:
     Raises:
         ModelNotFoundError: Nothing is there, or it is a folder.
         GGUFError: It does not begin as a GGUF file.
+        ReadError: It cannot be read.
     """
     if path.is_dir():
         raise ModelNotFoundError(
@@ -68,7 +70,7 @@ def check_is_gguf(path: Path) -> None:
             f"{path} is a pipe or a device, not a file",
             hint="Write it to a file first: models are read in any order.",
         )
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         magic = file.read(4)
     if magic != _GGUF_MAGIC:
         begins = f"it begins with {magic.decode('latin-1')!r}, not 'GGUF'" if magic else "it is empty"

@@ -107,7 +107,7 @@ def faults_document() -> str:
 
 
 def _shortened(command: str) -> str:
-    return command if len(command) < 90 else f"{command[:60]}…"
+    return command if len(command) < 120 else f"{command[:80]}…"
 
 
 def _cell(text: str) -> str:

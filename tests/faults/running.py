@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,7 +92,6 @@ class Fault:
         python: A program of the library, for what no command does.
         make: Brings the fault about.
         stdin: What is piped in.
-        stdout: Where its answer goes.
         env: Variables; "" removes one.
         limits: Resource limits of the process.
         small_disk_bytes: Size of the file system mounted at small/; None: there is none.
@@ -107,7 +105,6 @@ class Fault:
     python: str = ""
     make: Callable[[World], object] = nothing
     stdin: bytes = b""
-    stdout: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[int, int] = field(default_factory=dict)
     small_disk_bytes: int | None = None
@@ -141,7 +138,7 @@ _MASKS = (
     (re.compile(r"(allows|program itself takes|may have|has|have) [\d,.]+ (MB|GB)"), r"\1 N \2"),
     (re.compile(r"/(resolve|snapshots)/[0-9a-f]{40}/"), r"/\1/COMMIT/"),
     (re.compile(r"/\S*/(python[\d.]*)\b"), r"\1"),
-    (re.compile(r"0x[0-9a-f]{6,}"), "0xN"),
+    (re.compile(r"m{40,}"), "m…m"),
 )
 _BEGINNINGS = ("error: ", "Error: ", "warning: ", "interrupted")
 
@@ -190,19 +187,18 @@ def _run(fault: Fault, world: World) -> tuple[subprocess.CompletedProcess[str], 
         (world.folder / SMALL_DISK).mkdir()
         script = f'mount -t tmpfs -o size={fault.small_disk_bytes} none {SMALL_DISK} && exec "$@"'
         command = ["unshare", "-rm", "sh", "-c", script, "sh", *command]
-    with tempfile.NamedTemporaryFile("r") as report, ExitStack() as files:
+    with tempfile.NamedTemporaryFile("r") as report:
         result = subprocess.run(
             command,
             cwd=world.folder,
             env=_environment(world.folder, {**world.env, "FAULT_REPORT": report.name}),
             input=fault.stdin,
-            stdout=files.enter_context(Path(fault.stdout).open("wb")) if fault.stdout else subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=_TIMEOUT_S,
             preexec_fn=lambda: _restrict(fault),
         )
         error = report.read()
-    texts = ((text or b"").decode("utf-8", "replace") for text in (result.stdout, result.stderr))
+    texts = (text.decode("utf-8", "replace") for text in (result.stdout, result.stderr))
     return subprocess.CompletedProcess(command, result.returncode, *texts), error
 
 

@@ -26,8 +26,8 @@ from tests import synthetic
 from tests.faults.running import ROOT
 
 KILLS = int(os.environ.get("QWEN_EDGE_KILLS", "6"))
-# 27 M weights in rows that all types divide.
-SHAPE = replace(synthetic.TINY, layers=8, hidden=512, ffn=1536, heads=8, kv_heads=4, head_dim=64, vocab=4096)
+# 13 M weights in rows that all types divide.
+SHAPE = replace(synthetic.TINY, layers=3, hidden=512, ffn=1536, heads=8, kv_heads=4, head_dim=64, vocab=4096)
 # The run as a process: says when the work begins, and where Python writes makes it slow enough to be struck.
 PROGRAM = """
 import sys, time
@@ -143,8 +143,11 @@ def test_killed_at_any_moment(
     name = "m" if is_folder else "m.gguf"
     undisturbed = tmp_path / "undisturbed" / name
     run = Run.start(kind, source, undisturbed)
-    run.process.communicate()
+    while not undisturbed.exists():
+        assert run.process.poll() is None
+        time.sleep(0.005)
     duration_s = time.monotonic() - run.began_s
+    run.process.communicate()
     whole = digest(undisturbed)
     generator = random.Random(kind)
     moments_s = [generator.uniform(0, 1.02 * duration_s) for _ in range(KILLS)]
