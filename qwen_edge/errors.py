@@ -26,8 +26,8 @@
     ├── OutputError                 what a model wrote does not fit the schema, type or grammar asked for
     ├── ToolError                   a tool that cannot be called, or failed; too many rounds of calls
     ├── ContextOverflowError        more tokens than the context holds
-    ├── CancelledError              a native call stopped by cancel(); ends a reply, never leaves the session
-    └── ClosedError                 use of a model or session after close()
+    ├── ClosedError                 use of a model or session after close()
+    └── CancelledError              a native call stopped by cancel(); ends a reply, never leaves the session
 
 Each message says what was asked, what was found and where. `hint` says what to do next; the CLI prints it
 on a line of its own. `cause` and `cure` of a class are what docs/errors.md says of it (python -m tests.faults --write).

@@ -153,11 +153,11 @@ def _checked_facts(graph: OnnxFile) -> dict[str, Any]:
     try:
         facts = json.loads(graph.metadata[FACTS_KEY])
         is_known = facts["format"] == FACTS_FORMAT and facts["form"] == "fused"
-        assert isinstance(facts["architecture"], str)
-        assert isinstance(facts["n_ctx_train"], int)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        if not isinstance(facts["architecture"], str) or not isinstance(facts["n_ctx_train"], int):
+            raise TypeError("architecture is no text, or n_ctx_train no number")
+    except (ValueError, KeyError, TypeError) as error:
         raise FormatError(
-            f"{graph.path}: its metadata {FACTS_KEY!r} is damaged: {error!r}", hint=_EXPORT
+            f"{graph.path}: its metadata {FACTS_KEY!r} is damaged: {error}", hint=_EXPORT
         ) from error
     if not is_known:
         raise UnsupportedError(

@@ -21,6 +21,7 @@ CAUGHT = {
     "convert/json_files.py": "of a key that stands twice; read_object makes a CheckpointError of it",
     "qwen_edge/chat/partial_json.py": "of text that is no JSON; parse_partial answers with what it has",
     "qwen_edge/engines/onnx_file.py": "of a damaged field; read_onnx_file makes a FormatError of it",
+    "qwen_edge/engines/onnx_folder.py": "of damaged metadata; _checked_facts makes a FormatError of it",
     "qwen_edge/manifest.py": "of a damaged manifest; read_manifest makes a FormatError of it",
     "qwen_edge/reply_options.py": "TypeError for an unknown keyword, as Python raises it",
     "qwen_edge/session_file.py": "of a damaged session; read_session makes a FormatError of it",
