@@ -99,7 +99,8 @@ def convert_checkpoint(
         CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json; or an adapter is.
         UnsupportedError: It is well formed, and another architecture or format than can be converted.
         ConfigError: `dtype` is another, or `target` is a file of the checkpoint.
-        OSError: A file cannot be read or written, or the disk is full.
+        WriteError: The disk is full, the target cannot be written, or another run writes it.
+        OSError: A file cannot be read.
     """
     started_s = time.monotonic()
     if dtype not in OUTPUT_TYPES:
@@ -122,8 +123,9 @@ def convert_checkpoint(
             if expected.gguf_name == "output.weight"
         ]
     tensors = _plan_tensors(found, head, dtype)
-    check_free_space(target, sum(tensor.n_bytes for tensor in tensors) + _HEADER_ALLOWANCE_BYTES)
-    with atomic_path(target) as part:
+    needed_bytes = sum(tensor.n_bytes for tensor in tensors) + _HEADER_ALLOWANCE_BYTES
+    check_free_space(target, needed_bytes)
+    with atomic_path(target, needed_bytes=needed_bytes, exclusive=True) as part:
         write_gguf(
             part,
             checkpoint=checkpoint,

@@ -17,6 +17,7 @@ from qwen_edge.convert.pooling import read_pooling
 from qwen_edge.convert.qwen import QwenConfig
 from qwen_edge.convert.reranker import PROMPT, RerankerHead
 from qwen_edge.convert.rope import YARN_BETA_FAST, YARN_BETA_SLOW, Rope, yarn_attention_factor
+from qwen_edge.convert.rows import check_finite_piece
 from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.convert.vocabulary import Vocabulary
 from qwen_edge.errors import CheckpointError, MissingExtraError, UnsupportedError
@@ -103,7 +104,7 @@ def write_gguf(
         progress: Called with the bytes of tensors written so far, and those of all.
 
     Raises:
-        CheckpointError: The model card or generation_config.json cannot be understood.
+        CheckpointError: The model card or generation_config.json cannot be understood, or a weight is no number.
         UnsupportedError: A weight does not fit into the type.
         OSError: The file cannot be written.
     """
@@ -128,6 +129,7 @@ def pad(file: BinaryIO) -> None:
 
 def _encoded_pieces(tensor: PlannedTensor) -> Iterator[bytes]:
     for piece in tensor.source.read_pieces(_PIECE_BYTES):
+        check_finite_piece(piece, tensor.source)
         try:
             yield encode(piece, tensor.source.dtype, tensor.stored_as)
         except UnsupportedError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge.errors import CheckpointError
+from qwen_edge.files import reading
 
 _REFETCH = "Fetch the file again: it does not look as its publisher wrote it."
 
@@ -39,10 +40,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: The file is missing or not such a file.
-        OSError: It cannot be read.
+        ReadError: It cannot be read.
     """
     try:
-        data = path.read_bytes()
+        with reading(path):
+            data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.name} is missing from {path.parent}",
@@ -64,7 +66,8 @@ def read_text(path: Path) -> str:
         OSError: It cannot be read.
     """
     try:
-        return path.read_bytes().decode("utf-8")
+        with reading(path):
+            return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: {error}", hint=_REFETCH) from error
 

@@ -124,7 +124,8 @@ def export_onnx(
         CheckpointError: The checkpoint is incomplete, damaged, or contradicts its config.json; or an adapter is.
         UnsupportedError: It is well formed, and another architecture or kind of model than can be exported.
         ConfigError: `target` is there already, or holds something else.
-        OSError: A file cannot be read or written, or the disk is full.
+        WriteError: The disk is full, the target cannot be written, or another run writes it.
+        OSError: A file cannot be read.
     """
     started_s = time.monotonic()
     form = form or GraphForm()
@@ -149,9 +150,10 @@ def export_onnx(
         model = build_plain_graph(config, weights, precision, form)
     else:
         model = build_graph(config, weights, precision)
-    check_free_space(target, data.n_bytes + _SIDE_ALLOWANCE_BYTES)
+    needed_bytes = data.n_bytes + _SIDE_ALLOWANCE_BYTES
+    check_free_space(target, needed_bytes)
     graph = model.SerializeToString(deterministic=True)
-    with atomic_folder(target) as part:
+    with atomic_folder(target, needed_bytes=needed_bytes) as part:
         (part / GRAPH_NAME).write_bytes(graph)
         if not form.plain:
             last = build_graph(config, weights, precision, only_last=True)

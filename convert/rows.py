@@ -13,6 +13,12 @@ from qwen_edge.convert.tensor_source import TensorSource
 from qwen_edge.errors import CheckpointError
 
 _SLICE_BYTES = 32 << 20
+# Words of a stored number, and the bits that are all set where it is infinite or no number. Source: IEEE 754.
+_EXPONENTS: dict[str, tuple[str, int]] = {
+    "BF16": ("<u2", 0x7F80),
+    "F16": ("<u2", 0x7C00),
+    "F32": ("<u4", 0x7F800000),
+}
 
 
 def read_tensor(entry: TensorSource) -> NDArray[np.float32]:
@@ -54,9 +60,24 @@ def row_slices(
         first += len(rows)
 
 
+def check_finite_piece(piece: bytes, entry: TensorSource) -> None:
+    """Check a piece of a tensor as it is stored, without making numbers of it.
+
+    Raises:
+        CheckpointError: A value is infinite or no number.
+    """
+    words, exponent = _EXPONENTS[entry.dtype]
+    if ((np.frombuffer(piece, words) & exponent) == exponent).any():
+        raise _not_finite_error(entry)
+
+
 def _check_finite(values: NDArray[np.float32], entry: TensorSource) -> None:
     if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"{entry.name!r} in {entry.path} holds a value that is infinite or no number",
-            hint="Fetch the file again, or compare its SHA-256 with the hub's; if it stays so, the model is broken.",
-        )
+        raise _not_finite_error(entry)
+
+
+def _not_finite_error(entry: TensorSource) -> CheckpointError:
+    return CheckpointError(
+        f"{entry.name!r} in {entry.path} holds a value that is infinite or no number",
+        hint="Fetch the file again, or compare its SHA-256 with the hub's; if it stays so, the model is broken.",
+    )

@@ -17,6 +17,7 @@ from typing import Any
 
 from qwen_edge.convert.json_files import parse_object, shorten
 from qwen_edge.errors import CheckpointError, UnsupportedError
+from qwen_edge.files import reading
 
 # Bytes an element; other types exist (FP8, integers) and are no plain weights.
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -72,7 +73,7 @@ class TensorEntry:
             CheckpointError: The file ends early (it was complete when its header was read).
             OSError: It cannot be read.
         """
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             file.seek(self.offset)
             left = self.n_bytes
             while left:
@@ -94,10 +95,10 @@ def read_header(path: Path) -> list[TensorEntry]:
 
     Raises:
         CheckpointError: Not a safetensors file, truncated, or a header that contradicts itself.
-        OSError: The file cannot be read.
+        ReadError: It cannot be read.
     """
     file_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         prefix = file.read(_LENGTH_BYTES)
         header_bytes = int.from_bytes(prefix, "little")
         if len(prefix) < _LENGTH_BYTES or header_bytes > min(file_bytes - _LENGTH_BYTES, _MAX_HEADER_BYTES):

@@ -262,7 +262,10 @@ def _compare_logits(
         if not np.isfinite(logits).all():
             raise VerificationError(
                 f"{engine.info.path} computes values that are infinite or no numbers",
-                hint="Load it with safe_kernels=True: if that mends it, the native library's fast kernels are at fault.",
+                hint="It is damaged, or was made from a damaged checkpoint: convert it again."
+                if engine.info.engine != "llama.cpp"
+                else "Load it with safe_kernels=True: if that mends it, the native library's fast kernels are at fault. "
+                "If not, the file is damaged: convert it again.",
             )
         # The tokens that follow do not matter here: any will do.
         comparisons.append(compare_logits(reference, logits, np.zeros(len(tokens), np.int64)))

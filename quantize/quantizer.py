@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +11,7 @@ from typing import Any
 
 from qwen_edge import device
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.files import atomic_path, check_free_space
+from qwen_edge.files import atomic_path, check_free_space, no_space_error, writing
 from qwen_edge.gguf_header import read_header
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
@@ -103,7 +101,7 @@ def quantize_file(
         ConfigError: Unknown type; the target exists, or is the source; the source is quantized already.
         UnsupportedError: The type needs an importance matrix; the source is split.
         NativeMissingError, NativeError, NativeCrashError: llama.cpp is not there, refuses or dies.
-        OSError: The disk is full, or the target cannot be written.
+        WriteError: The disk is full, the target cannot be written, or another run writes it.
     """
     started_s = time.monotonic()
     source, target = Path(source), Path(target)
@@ -113,7 +111,7 @@ def quantize_file(
     check_free_space(target, plan.predicted_bytes)
     if on_plan:
         on_plan(plan)
-    with atomic_path(target) as part:
+    with atomic_path(target, needed_bytes=plan.predicted_bytes, exclusive=True) as part:
         outcome = _run(plan, part, target, threads=threads, pure=pure, progress=progress)
         written = read_header(part)
         if {tensor.name: tensor.type_name for tensor in written.tensors} != plan.tensor_types:
@@ -181,13 +179,7 @@ def _run(
         # The C++ library calls a failed write "iostream error" and loses the reason.
         if "iostream error" not in error.message:
             raise
-        free_bytes = shutil.disk_usage(part.parent).free
-        raise OSError(
-            errno.ENOSPC,
-            f"the disk is full, or files may not grow so large: {part.stat().st_size / 1e6:.1f} of "
-            f"{plan.predicted_bytes / 1e6:.1f} MB were written, {free_bytes / 1e6:.1f} MB are free",
-            str(target),
-        ) from error
+        raise no_space_error(target, part, plan.predicted_bytes) from error
 
 
 def _checked_threads(n_threads: int | None) -> int:
@@ -199,7 +191,9 @@ def _checked_threads(n_threads: int | None) -> int:
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if target.is_dir():
+    with writing(target):
+        is_folder = target.is_dir()
+    if is_folder:
         raise ConfigError(f"the target {target} is a folder", hint=f"Name a file: {target / source.name}")
     if not target.exists():
         return

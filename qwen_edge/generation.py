@@ -22,6 +22,7 @@ from qwen_edge.chat.thinking import ReplyGuard
 from qwen_edge.config import SamplingConfig, ThinkingConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
+from qwen_edge.logits import check_are_numbers
 from qwen_edge.logprobs import token_logprob
 from qwen_edge.types import (
     Chunk,
@@ -257,6 +258,7 @@ def generate(
 
     Raises:
         ContextOverflowError: The prompt does not fit.
+        NativeError: The model computes values that are no numbers.
         QwenEdgeError: Whatever the engine raises, except that a cancel() ends the reply without an error.
     """
     context = cache.context
@@ -266,6 +268,7 @@ def generate(
     try:
         cache.prefill(request.tokens, meter, request.checkpoint)
         context.start_sampling(request.sampling)
+        check_are_numbers(context.logits(), engine.info.path)
         budget = context.n_ctx - context.n_past
         if request.max_tokens is not None:
             budget = min(budget, request.max_tokens)

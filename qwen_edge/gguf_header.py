@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_edge.errors import GGUFError, ModelNotFoundError, UnsupportedError
+from qwen_edge.files import reading
 from qwen_edge.quant_types import TENSOR_TYPES
 
 Scalar = int | float | bool | str
@@ -39,6 +40,8 @@ _MAX_HEADER_BYTES = 128 << 20
 # The smallest that one can be: the length of a name, a type, a value; the length of a name, dimensions, type, offset.
 _MIN_VALUE_BYTES, _MIN_TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 _ALIGNMENT_KEY, _ALIGNMENT_KIND = "general.alignment", 4
+# The metadata before the vocabulary stays far below this, model card and all.
+_PARAMETER_BYTES = 16 << 20
 
 _TYPE_NAMES = {row.ggml_id: row.name for row in TENSOR_TYPES.values()}
 
@@ -132,15 +135,18 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
     path = Path(path)
     if not path.is_file():
         kind = "a folder, not a GGUF file" if path.is_dir() else "no such file"
+        if path.exists() and not path.is_dir():
+            kind = "a pipe or a device, not a file"
         raise ModelNotFoundError(
             f"{path}: {kind}",
             hint="A checkpoint becomes a GGUF file by: qwen-edge convert CHECKPOINT -o FILE",
         )
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         magic = file.read(len(_MAGIC))
         if magic != _MAGIC:
+            begins = f"it begins with {magic.decode('latin-1')!r}, not 'GGUF'" if magic else "it is empty"
             raise GGUFError(
-                f"{path} is no GGUF file: it begins with {magic!r}, not {_MAGIC!r}",
+                f"{path} is no GGUF file: {begins}",
                 hint="A checkpoint becomes one by: qwen-edge convert CHECKPOINT -o FILE",
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -168,6 +174,33 @@ def read_texts(header: GGUFHeader, key: str) -> list[bytes]:
         texts.append(data[position + 8 : end])
         position = end
     return texts
+
+
+def read_parameters(path: Path) -> dict[str, Scalar]:
+    """Read the metadata that stands before the vocabulary: the sizes of the model, in no time.
+
+    Converters write them there; of a file in which they stand behind it, they are missing from the answer.
+
+    Raises:
+        ModelNotFoundError: No such file.
+        GGUFError: The file is damaged or cut off before the vocabulary.
+        OSError, ValueError: It cannot be read, or is empty.
+    """
+    metadata: dict[str, Scalar] = {}
+    if not path.is_file():
+        raise ModelNotFoundError(f"no file {path}")  # opening a pipe would wait for its writer
+    # Not all of it: a file of gigabytes may be more than a limit of the address space allows.
+    length = min(path.stat().st_size, _PARAMETER_BYTES)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as data:
+        cursor = _Cursor(path, data)
+        cursor.take(4 + 8)  # version, number of tensors
+        for _ in range(cursor.integer("Q")):
+            key, value = cursor.value()
+            if key.startswith("tokenizer."):
+                break
+            if not isinstance(value, ArrayEntry):
+                metadata[key] = value
+    return metadata
 
 
 class _Cursor:
@@ -211,6 +244,19 @@ class _Cursor:
             return self.data[start : start + n_bytes].decode("utf-8")
         except UnicodeDecodeError:
             raise self.damaged(f"the name of a {what} that is no UTF-8") from None
+
+    def value(self) -> tuple[str, Scalar | ArrayEntry]:
+        """Return the next key of the metadata with its value, or with the place of its array."""
+        key, kind = self.name("value", _MAX_KEY_BYTES), self.integer("I")
+        if key == _ALIGNMENT_KEY and kind != _ALIGNMENT_KIND:
+            raise self.damaged(f"{_ALIGNMENT_KEY} has type {kind}, expected {_ALIGNMENT_KIND}")
+        if kind in _SCALAR_FORMATS:
+            return key, self.number(_SCALAR_FORMATS[kind])
+        if kind == _STRING:
+            return key, self.text()
+        if kind == _ARRAY:
+            return key, self.skip_array()
+        raise self.damaged(f"metadata {key!r} has type {kind}")
 
     def skip_array(self) -> ArrayEntry:
         kind, count = self.integer("I"), self.integer("Q")
@@ -259,19 +305,13 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFHeader:
     metadata: dict[str, Scalar] = {}
     arrays: dict[str, ArrayEntry] = {}
     for _ in range(n_values):
-        key, kind = cursor.name("value", _MAX_KEY_BYTES), cursor.integer("I")
+        key, value = cursor.value()
         if key in metadata or key in arrays:
             raise cursor.damaged(f"the value {key!r} stands twice")
-        if key == _ALIGNMENT_KEY and kind != _ALIGNMENT_KIND:
-            raise cursor.damaged(f"{_ALIGNMENT_KEY} has type {kind}, expected {_ALIGNMENT_KIND}")
-        if kind in _SCALAR_FORMATS:
-            metadata[key] = cursor.number(_SCALAR_FORMATS[kind])
-        elif kind == _STRING:
-            metadata[key] = cursor.text()
-        elif kind == _ARRAY:
-            arrays[key] = cursor.skip_array()
+        if isinstance(value, ArrayEntry):
+            arrays[key] = value
         else:
-            raise cursor.damaged(f"metadata {key!r} has type {kind}")
+            metadata[key] = value
     tensors = tuple(_parse_tensor(cursor) for _ in range(n_tensors))
     header = GGUFHeader(path, metadata, arrays, tensors, cursor.position, len(cursor.data))
     _check_tensors(header)

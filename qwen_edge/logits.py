@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_edge.errors import NativeError
+
 # Rows of logits compared at a time: 4 x 151,936 float64 are 5 MB for each temporary array; more is slower.
 _SLICE_ROWS = 4
 
@@ -82,3 +84,21 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def _row_slices(count: int, step: int) -> Iterator[slice]:
     for start in range(0, count, step):
         yield slice(start, start + step)
+
+
+def check_are_numbers(logits: NDArray[np.float32], path: object) -> None:
+    """Check that a model computed numbers: one scale in its file that is none makes all of these none.
+
+    Args:
+        logits: float32 [n_vocab].
+        path: The model, for the message.
+
+    Raises:
+        NativeError: They are not.
+    """
+    if np.isnan(logits).any():
+        raise NativeError(
+            f"{path} computes values that are no numbers (NaN)",
+            hint="Its weights are damaged, or were so before they were quantized: fetch or convert it again. If a fresh "
+            "file does the same, load it with safe_kernels=True: then the native library's fast kernels are at fault.",
+        )

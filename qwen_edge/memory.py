@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from qwen_edge import device
@@ -207,6 +207,52 @@ def estimate_memory(
         ffn_size=shape.ffn_size,
         vocab_size=shape.vocab_size,
         head_copy_bytes=head if is_copied else 0,
+    )
+
+
+def estimate_file_memory(
+    parameters: Mapping[str, object],
+    file_bytes: int,
+    n_ctx: int,
+    *,
+    kv_type: str = "f16",
+    n_batch: int = _N_BATCH,
+    n_sessions: int = 1,
+) -> MemoryEstimate | None:
+    """Return what a GGUF file will need when it is loaded; without the copy of a head, which the file does not tell.
+
+    Args:
+        parameters: Its metadata.
+        file_bytes: Its length.
+        n_ctx: Tokens that each context holds.
+        kv_type: Type of the KV cache.
+        n_batch: Tokens evaluated in one native call.
+        n_sessions: Contexts.
+
+    Returns:
+        None where the metadata lacks a size.
+    """
+
+    def size(key: str) -> int | None:
+        value = parameters.get(f"{parameters.get('general.architecture')}.{key}")
+        return value if isinstance(value, int) else None
+
+    n_layers, hidden, n_heads = size("block_count"), size("embedding_length"), size("attention.head_count")
+    ffn_size = size("feed_forward_length")
+    if not n_layers or not hidden or not n_heads or not ffn_size:
+        return None
+    n_kv_heads = size("attention.head_count_kv") or n_heads
+    widths = sum(size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
+    kv = TENSOR_TYPES[kv_type.upper()]
+    return _estimate(
+        file_bytes,
+        n_sessions * n_layers * n_kv_heads * widths * kv.block_bytes / kv.block_weights,
+        n_ctx,
+        n_batch=min(n_batch, n_ctx),
+        n_heads=n_heads,
+        ffn_size=ffn_size,
+        vocab_size=0,
+        head_copy_bytes=0,
     )
 
 

@@ -24,6 +24,7 @@ from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import ClosedError, TemplateError
 from qwen_edge.kv_fingerprint import kv_fingerprint
+from qwen_edge.memory_check import require_memory
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
 from qwen_edge.prefix_turn import Prewarmed
@@ -308,6 +309,7 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
             another model.
         NativeMissingError: llama.cpp is not built here.
         MissingExtraError: onnxruntime is not installed, for an ONNX folder.
+        InsufficientMemoryError: It does not fit in the memory that is free, with its context full.
     """
     config = _merge(config or LoadConfig(), settings)
     path = hub.locate(name_or_path)
@@ -327,7 +329,8 @@ def _template(info: ModelInfo, asked: str | None) -> ChatTemplate:
 
 
 def _engine(path: Path, config: LoadConfig) -> Engine:
-    """Load the engine that runs what stands at a path."""
+    """Load the engine that runs what stands at a path, where there is memory for it."""
+    require_memory(path, config)
     if is_onnx(path):
         from qwen_edge.engines.onnx import OnnxEngine
 

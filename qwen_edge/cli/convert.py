@@ -169,8 +169,11 @@ def _check_usage(
 
 def _check_replaces(target: Path, force: bool) -> None:
     from qwen_edge.errors import ConfigError
+    from qwen_edge.files import writing
 
-    if target.is_file() and not force:
+    with writing(target):
+        is_there = target.is_file()
+    if is_there and not force:
         raise ConfigError(
             f"{target} exists already", hint="Replace it with --force, or name another file with -o."
         )

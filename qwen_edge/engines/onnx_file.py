@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from qwen_edge.errors import FormatError
+from qwen_edge.files import reading
 
 _REFETCH = "A copy that was cut off is the usual cause; fetch or export the folder again."
 
@@ -85,7 +86,8 @@ def read_onnx_file(path: Path) -> OnnxFile:
     if path.stat().st_size > _MAX_MESSAGE_BYTES:
         raise FormatError(f"{path} is no ONNX file: it has more than 2 GiB", hint=_REFETCH)
     try:
-        file = _parse(path, memoryview(path.read_bytes()))
+        with reading(path):
+            file = _parse(path, memoryview(path.read_bytes()))
     except (ValueError, IndexError) as error:
         raise FormatError(f"{path} is no ONNX file, or damaged: {error}", hint=_REFETCH) from error
     if not file.outputs:

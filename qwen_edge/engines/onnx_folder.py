@@ -10,6 +10,7 @@ from typing import Any
 from qwen_edge.catalog_types import Shape
 from qwen_edge.engines.onnx_file import OnnxFile, read_onnx_file
 from qwen_edge.errors import FormatError, ModelNotFoundError, UnsupportedError
+from qwen_edge.files import reading
 from qwen_edge.manifest import read_manifest
 
 GRAPH_NAME = "model.onnx"
@@ -29,6 +30,7 @@ class OnnxFolder:
         architecture: "qwen3" or "qwen2".
         name: The repository it was made from without its owner; else the folder's name.
         n_ctx_train: Positions for which the graph has angles.
+        shape: Sizes of the model.
         n_params: Weights, a tied head counted once.
         weights_bytes: Bytes of the files with weights.
         chat_template: Jinja source, "" without one.
@@ -42,6 +44,7 @@ class OnnxFolder:
     architecture: str
     name: str
     n_ctx_train: int
+    shape: Shape
     n_params: int
     weights_bytes: int
     chat_template: str
@@ -114,6 +117,7 @@ def read_folder(path: Path) -> OnnxFolder:
         architecture=facts["architecture"],
         name=_name_of(folder),
         n_ctx_train=facts["n_ctx_train"],
+        shape=shape,
         n_params=shape.n_weights,
         weights_bytes=sum(file.stat().st_size for file in graph.data_files),
         chat_template=_chat_template(folder, tokenizer_config),
@@ -155,7 +159,7 @@ def _checked_facts(graph: OnnxFile) -> dict[str, Any]:
             raise ValueError(f"n_ctx_train is {facts['n_ctx_train']!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(
-            f"{graph.path}: its metadata {FACTS_KEY!r} is damaged: {error!r}", hint=_EXPORT
+            f"{graph.path}: its metadata {FACTS_KEY!r} is damaged: {error}", hint=_EXPORT
         ) from error
     if not is_known:
         raise UnsupportedError(
@@ -182,8 +186,10 @@ def _shape(path: Path, config: dict[str, Any], facts: dict[str, Any]) -> Shape:
             has_qkv_bias=facts["architecture"] == "qwen2",
             has_qk_norm=facts["architecture"] == "qwen3",
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path} is incomplete or damaged: {error!r}") from error
+    except KeyError as error:
+        raise FormatError(f"{path} lacks {error}", hint="Export the folder again.") from error
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path} is damaged: {error}", hint="Export the folder again.") from error
 
 
 def _size(value: Any) -> int:
@@ -251,7 +257,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is damaged: {error}", hint="Export the folder again.") from error
     if not isinstance(value, dict):

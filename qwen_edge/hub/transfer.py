@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from qwen_edge.errors import DigestError, NoSpaceError
+from qwen_edge.errors import DigestError, NoSpaceError, QwenEdgeError
 from qwen_edge.files import existing_folder
 from qwen_edge.hub.listing import RemoteFile
 from qwen_edge.hub.web import (
@@ -63,12 +63,15 @@ def fetch(file: RemoteFile, part: Path, patience: Patience, progress: Callable[[
                 found = partial.digest
             except _WrongLengthError as error:
                 found = str(error)
+            except QwenEdgeError:
+                raise
             except OSError as error:
                 if error.errno not in _DISK_ERRORS:
                     raise
                 raise NoSpaceError(
                     f"the disk of {part.parent} is full: {partial.position / 1e6:,.1f} MB of {file.name} are here",
                     hint="They are kept. Free some space and run it again: it goes on from there.",
+                    code=error.errno,
                 ) from error
         if found == file.digest:
             return partial.sha256

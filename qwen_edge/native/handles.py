@@ -29,6 +29,8 @@ from qwen_edge.errors import (
     ModelNotFoundError,
     NativeError,
 )
+from qwen_edge.files import reading
+from qwen_edge.gguf_header import read_header
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
 from qwen_edge.native.hugepages import huge_pages_for_new_memory
@@ -52,6 +54,7 @@ def check_is_gguf(path: Path) -> None:
     Raises:
         ModelNotFoundError: Nothing is there, or it is a folder.
         GGUFError: It does not begin as a GGUF file.
+        ReadError: It cannot be read.
     """
     if path.is_dir():
         raise ModelNotFoundError(
@@ -62,11 +65,17 @@ def check_is_gguf(path: Path) -> None:
         raise ModelNotFoundError(
             f"no file {path}", hint="Check the path, or make the file with: qwen-edge convert"
         )
-    with path.open("rb") as file:
+    if not path.is_file():
+        raise ModelNotFoundError(
+            f"{path} is a pipe or a device, not a file",
+            hint="Write it to a file first: models are read in any order.",
+        )
+    with reading(path), path.open("rb") as file:
         magic = file.read(4)
     if magic != _GGUF_MAGIC:
+        begins = f"it begins with {magic.decode('latin-1')!r}, not 'GGUF'" if magic else "it is empty"
         raise GGUFError(
-            f"{path} is no GGUF file: it begins with {magic!r}, not {_GGUF_MAGIC!r}",
+            f"{path} is no GGUF file: {begins}",
             hint="A checkpoint (safetensors) is made one by: qwen-edge convert",
         )
 
@@ -119,11 +128,13 @@ class NativeModel:
                 lambda: api.llama_model_load_from_file(os.fsencode(self.path), params)
             )
         if not self._handle:
-            reason = library.last_errors() or "no reason given"
+            reason = library.last_reason()
             native_adapters.check_is_no_adapter(self.path)
+            read_header(self.path)  # where the file is damaged, this says better what and where
             raise GGUFError(
                 f"llama.cpp cannot load {self.path}: {reason}",
-                hint="A download that was cut off is the usual cause; fetch or convert the file again.",
+                hint="Its header is whole. It was made for another program or another version of llama.cpp, or memory "
+                "ran out: take another file of the model, or convert the checkpoint.",
             )
         self._vocab = api.llama_model_get_vocab(self._handle)
         # The finalizer gets the list itself: it frees what is in it by then.

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ from qwen_edge.native import builds
 # Source: ggml/include/ggml.h, enum ggml_log_level.
 _LEVEL_NAMES = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 _LEVEL_CONTINUES = 5
+# Source: the LLAMA_LOG_ERROR calls of src/llama.cpp and src/llama-model-loader.cpp.
+_ON_THE_WAY = re.compile(r"^(?:(?:llama|gguf)_\w+: )?(?:error loading model(?: hyperparameters)?: )*")
 
 _BINDINGS = ("llama_cpp", "llama_cpp._ctypes_extensions", "llama_cpp.llama_cpp")
 _WITHOUT_COMPILER = 'Without a compiler: pip install "qwen-edge[onnx]" and a model exported to ONNX.'
@@ -172,6 +175,14 @@ def last_errors(count: int = 3) -> str:
     """Return the last warnings and errors that the library logged, on one line; "" when there are none."""
     lines = [line.strip() for level, line in _log_lines if level >= 3 and line.strip()]
     return "; ".join(lines[-count:])
+
+
+def last_reason() -> str:
+    """Return why loading a model failed, as the library says it, without the functions that it names on the way."""
+    lines = [_ON_THE_WAY.sub("", line) for line in last_errors().split("; ")]
+    return (
+        "; ".join(line for line in lines if line and "failed to load model" not in line) or "no reason given"
+    )
 
 
 def library_folder() -> Path | None:

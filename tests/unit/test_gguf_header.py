@@ -74,7 +74,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="a folder"):
         read_header(tmp_path)
     (tmp_path / "zip").write_bytes(b"PK\x03\x04....")
-    with pytest.raises(GGUFError, match="begins with b'PK"):
+    with pytest.raises(GGUFError, match="begins with 'PK"):
         read_header(tmp_path / "zip")
     (tmp_path / "empty").touch()
     with pytest.raises(GGUFError, match="no GGUF file"):

@@ -40,6 +40,7 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_check",
         "memory_onnx",
         "async_call",
         "async_session",

@@ -55,8 +55,11 @@ def test_off_costs_nothing_and_tells_nothing(monkeypatch: pytest.MonkeyPatch) ->
         reply = session.send("Hi", logprobs=0)
         assert reply.logprobs is not None
         assert {entry.top for entry in reply.logprobs} == {()}
-        monkeypatch.setattr(engine.contexts[0], "logits", lambda: pytest.fail("nobody asked"))
+        context, asked = engine.contexts[0], []
+        real = context.logits
+        monkeypatch.setattr(context, "logits", lambda: (asked.append(1), real())[1])
         assert session.send("Hi").logprobs is None
+        assert len(asked) == 1, "once a reply, to see that they are numbers"
 
 
 @pytest.mark.parametrize("value", [-1, 101, 1.0, True, "2"])

@@ -119,7 +119,7 @@ def unknown_operator(model: onnx.ModelProto) -> None:
     (write("model.onnx", "hello"), FormatError, r"no ONNX file"),
     (write("tokenizer.json", "{}"), FormatError, r"tokenizer\.json is no tokenizer"),
     (write("config.json", "[]"), FormatError, "no JSON object"),
-    (write("config.json", "{}"), FormatError, "incomplete or damaged"),
+    (write("config.json", "{}"), FormatError, "lacks 'num_attention_heads'"),
     (write("generation_config.json", "{"), FormatError, "damaged"),
     (change_graph(without_positions), UnsupportedError, "lacks the input 'logits_positions'"),
     (change_graph(without_caches), UnsupportedError, "KV cache"),

@@ -272,7 +272,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match="not enough disk space: it takes") as raised:
+    with pytest.raises(OSError, match="not enough disk space for ") as raised:
         convert_checkpoint(checkpoint, tmp_path / "out" / "m.gguf")
     assert raised.value.errno == errno.ENOSPC
     assert not (tmp_path / "out").exists()
