@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from qwen_edge import paths
+
+# The builds of llama.cpp are those of the machine: every test has another cache.
+os.environ.setdefault("QWEN_EDGE_NATIVE", str(paths.cache_root() / "native"))
+
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 
 # A shell starts its background jobs with Ctrl-C ignored, and programs hand that on to those they start.

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_BOOTSTRAP = "import runpy, sys; sys.path += [p for p in {paths!r} if p not in sys.path]; sys.argv = {argv!r}; runpy.run_module({module!r}, run_name='__main__')"
+from qwen_edge.native.builds import Build, chosen_build
+
+_BOOTSTRAP = """\
+import pickle, runpy, sys
+sys.path += [p for p in {paths!r} if p not in sys.path]
+sys.argv = {argv!r}
+from qwen_edge.native.builds import use
+use(pickle.loads({build!r}))
+runpy.run_module({module!r}, run_name="__main__")
+"""
 
 
-def start_child(module: str, args: Sequence[str]) -> subprocess.Popen[str]:
+def start_child(module: str, args: Sequence[str], *, build: Build | None = None) -> subprocess.Popen[str]:
     """Start `python -m module args` with this process's import path; stdout and stderr are pipes of text.
 
     Args:
         module: Dotted name, run as __main__.
         args: What it finds in sys.argv[1:].
+        build: Native library that it uses; None for the one that this process uses.
     """
     package_parent = str(Path(__file__).resolve().parents[2])
-    code = _BOOTSTRAP.format(paths=[package_parent, *sys.path], argv=[module, *args], module=module)
+    code = _BOOTSTRAP.format(
+        paths=[package_parent, *sys.path],
+        argv=[module, *args],
+        build=pickle.dumps(build or chosen_build()),
+        module=module,
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,

@@ -7,8 +7,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
-import json
+import importlib
 import os
 import signal
 import sys
@@ -20,10 +19,14 @@ from types import ModuleType
 from typing import Any
 
 from qwen_edge.errors import NativeMissingError
+from qwen_edge.native import builds
 
 # Source: ggml/include/ggml.h, enum ggml_log_level.
 _LEVEL_NAMES = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 _LEVEL_CONTINUES = 5
+
+_BINDINGS = ("llama_cpp", "llama_cpp._ctypes_extensions", "llama_cpp.llama_cpp")
+_WITHOUT_COMPILER = 'Without a compiler: pip install "qwen-edge[onnx]" and a model exported to ONNX.'
 
 _lock = threading.Lock()
 _log_lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=200)
@@ -33,30 +36,77 @@ _log_lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=200)
 def api() -> ModuleType:
     """Load llama.cpp and return its ctypes bindings (names as in llama.h).
 
+    A program that has imported llama_cpp itself keeps its library, and this uses it too: two in one process would share
+    one libggml, whichever came first.
+
     Raises:
-        NativeMissingError: llama-cpp-python is not installed, or its library does not load.
+        NativeMissingError: There is no build that serves here, or it does not load.
     """
     with _lock:
+        build = builds.chosen_build()
+        if build is None:
+            raise _missing()
         try:
             with warnings.catch_warnings():
                 # The package's own deprecations are not the user's business.
                 warnings.simplefilter("ignore")
-                import llama_cpp.llama_cpp as bindings
+                bindings = sys.modules.get("llama_cpp.llama_cpp") or _import_bindings(build)
         except ModuleNotFoundError as error:
             raise NativeMissingError(
-                f"the llama.cpp engine needs {error.name!r}, which is not installed",
-                hint='In a checkout run: make setup   Elsewhere: pip install "qwen-edge[llama]" (compiles about 4 minutes). '
-                'Without a compiler: pip install "qwen-edge[onnx]" and a model exported to ONNX.',
+                f"the llama.cpp bindings in {build.package} need {error.name!r}, which is not installed",
+                hint="Build them again: qwen-edge setup",
             ) from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, AttributeError) as error:
             raise NativeMissingError(
-                f"llama-cpp-python is installed, but its library does not load: {error}",
-                hint="It was built for another machine or is incomplete: build it again (make setup).",
+                f"llama.cpp's library in {build.library} does not load: {error}", hint=_reload_hint(build)
             ) from error
+        builds.use(build)
         bindings.llama_log_set(_log_callback(bindings), ctypes.c_void_p(0))
         bindings.llama_backend_init()
-        module: ModuleType = bindings
-        return module
+        return bindings
+
+
+def _import_bindings(build: builds.Build) -> ModuleType:
+    """Import the ctypes bindings of a build under their own name, without the package around them.
+
+    The package's __init__ brings its high-level API, with dependencies that are not needed here. The names are given
+    back afterwards: a program that imports llama_cpp later gets its own.
+
+    Raises:
+        ModuleNotFoundError, OSError, RuntimeError, AttributeError: The bindings are incomplete, or the library does not
+            load, or is of another version than the bindings.
+    """
+    if not os.environ.get("LLAMA_CPP_LIB_PATH"):
+        # The bindings take an empty one for the current folder.
+        os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+    before = {name: sys.modules.pop(name) for name in _BINDINGS if name in sys.modules}
+    parent = ModuleType("llama_cpp")
+    parent.__path__ = [str(build.package)]
+    sys.modules["llama_cpp"] = parent
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    finally:
+        for name in _BINDINGS:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def _missing() -> NativeMissingError:
+    unfit = [f"{entry.build.package} is {entry.reason}" for entry in builds.unfit_builds()]
+    if named := os.environ.get("LLAMA_CPP_LIB_PATH"):
+        unfit.append(f"LLAMA_CPP_LIB_PATH={named} is a library without the Python bindings")
+    return NativeMissingError(
+        "the llama.cpp engine is not built yet on this machine" + "".join(f"\n  {line}" for line in unfit),
+        hint=f"Build it for this CPU, once, in some minutes: qwen-edge setup\n  {_WITHOUT_COMPILER}",
+    )
+
+
+def _reload_hint(build: builds.Build) -> str:
+    if build.origin == "LLAMA_CPP_LIB_PATH":
+        return (
+            "LLAMA_CPP_LIB_PATH names it. Unset that, or set it to the folder of a libllama of this version."
+        )
+    return f"Build it here: qwen-edge setup{' --force' * (build.origin == 'setup')}\n  {_WITHOUT_COMPILER}"
 
 
 def _log_callback(bindings: ModuleType) -> Any:
@@ -122,18 +172,13 @@ def last_errors(count: int = 3) -> str:
 
 
 def library_folder() -> Path | None:
-    """Return the folder llama.cpp's libraries are loaded from, without loading them; None when not installed."""
-    override = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if override:
-        return Path(override)
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "lib"
+    """Return the folder llama.cpp's libraries are loaded from, without loading them; None when there is no build."""
+    build = builds.chosen_build()
+    return build.library if build else None
 
 
 def library_fingerprint() -> str:
-    """Return a digest that changes when the library's files change (names, sizes, times); "" when not installed."""
+    """Return a digest that changes when the library's files change (names, sizes, times); "" when there is none."""
     folder = library_folder()
     if folder is None or not folder.is_dir():
         return ""
@@ -147,32 +192,17 @@ def library_fingerprint() -> str:
 
 def build_facts() -> dict[str, Any]:
     """Return what is known of the library's build without loading it: package version, flags and compiler."""
+    build = builds.chosen_build()
     facts: dict[str, Any] = {
         "package": "llama-cpp-python",
-        "version": _package_version(),
-        "flags": None,
-        "compiler": None,
+        "version": build.version if build else None,
+        "flags": build.flags if build else None,
+        "compiler": build.compiler if build else None,
     }
-    folder = library_folder()
-    if folder is not None:
-        try:
-            recorded = json.loads((folder.parent / "qwen_edge_build.json").read_text())
-            facts.update({key: recorded[key] for key in ("flags", "compiler", "key") if key in recorded})
-        except (OSError, ValueError):
-            pass  # not built by `make setup`: nothing is known of its flags
-    return facts
+    return {**facts, "key": build.key} if build and build.key else facts
 
 
 def system_info() -> str:
     """Return the instruction sets that the loaded library was built with (llama_print_system_info)."""
     text: bytes = api().llama_print_system_info()
     return text.decode("utf-8", "replace").strip()
-
-
-def _package_version() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("llama-cpp-python")
-    except PackageNotFoundError:
-        return None

@@ -14,8 +14,9 @@ import unicodedata
 from pathlib import Path
 from types import TracebackType
 
-import llama_cpp
 from tokenizers import Tokenizer
+
+from qwen_edge.native import library
 
 ROOT = Path(__file__).resolve().parents[3]
 EVAL_TEXTS = sorted((ROOT / "examples" / "tiny-qwen3" / "eval").iterdir())
@@ -120,11 +121,12 @@ class LlamaVocabulary:
     """The vocabulary of a GGUF file, loaded by llama.cpp without the weights."""
 
     def __init__(self, path: Path) -> None:
-        parameters = llama_cpp.llama_model_default_params()
+        self._api = library.api()
+        parameters = self._api.llama_model_default_params()
         parameters.vocab_only = True
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        self._model = self._api.llama_model_load_from_file(str(path).encode(), parameters)
         assert self._model, f"llama.cpp does not load {path}"
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab = self._api.llama_model_get_vocab(self._model)
 
     def __enter__(self) -> LlamaVocabulary:
         return self
@@ -132,19 +134,19 @@ class LlamaVocabulary:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        llama_cpp.llama_model_free(self._model)
+        self._api.llama_model_free(self._model)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, special tokens in it recognized, none added."""
         data = text.encode("utf-8")
-        ids = (llama_cpp.llama_token * (len(data) + 1))()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
+        ids = (self._api.llama_token * (len(data) + 1))()
+        n = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
         assert n >= 0, f"llama_tokenize wants {-n} tokens for {len(data)} bytes"
         return list(ids[:n])
 
     def is_end(self, token_id: int) -> bool:
         """Tell whether generation ends at this token."""
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token_id))
+        return bool(self._api.llama_vocab_is_eog(self._vocab, token_id))
 
 
 def differences(vocabulary: LlamaVocabulary, tokenizer: Tokenizer, texts: list[str]) -> list[str]:

@@ -159,7 +159,10 @@ def test_what_is_not_installed_is_named(
         onnx_runtime._runtime.cache_clear()
 
 
-def test_without_llama_cpp_onnx_runs_and_gguf_says_so(tiny_onnx: Path, tiny_bf16: Path) -> None:
+def test_without_llama_cpp_onnx_runs_and_gguf_says_so(
+    tiny_onnx: Path, tiny_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_EDGE_NATIVE", str(tmp_path))
     code = (
         "import sys\n"
         "sys.modules['llama_cpp'] = None\n"
@@ -174,7 +177,8 @@ def test_without_llama_cpp_onnx_runs_and_gguf_says_so(tiny_onnx: Path, tiny_bf16
     assert result.stderr == ""
     answer, error = result.stdout.split("\n", 1)
     assert answer == "Anna"
-    assert "llama_cpp" in error
+    assert "llama.cpp engine is not built yet" in error
+    assert "qwen-edge setup" in error
     assert 'Without a compiler: pip install "qwen-edge[onnx]"' in error
 
 

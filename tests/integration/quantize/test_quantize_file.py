@@ -14,6 +14,7 @@ import pytest
 from qwen_edge.config import GREEDY, LoadConfig
 from qwen_edge.engines.llama import LlamaEngine
 from qwen_edge.errors import ConfigError, GGUFError, NativeError, UnsupportedError
+from qwen_edge.native import library
 from qwen_edge.native.quantizer import run_quantizer
 from qwen_edge.quant_types import FILE_TYPES
 from qwen_edge.quantize import plan_quantization, predict_size, quantize_file
@@ -62,11 +63,9 @@ def test_type_without_its_imatrix_is_refused(name: str, tiny_bf16: Path, tmp_pat
 
 
 def test_ids_are_those_of_the_bindings() -> None:
-    import llama_cpp
-
     for row in FILE_TYPES.values():
         prefix = "ALL" if row.name == "F32" else "MOSTLY"
-        assert getattr(llama_cpp, f"LLAMA_FTYPE_{prefix}_{row.name}") == row.llama_id
+        assert getattr(library.api(), f"LLAMA_FTYPE_{prefix}_{row.name}") == row.llama_id
 
 
 def test_progress_ends_at_the_whole(tiny_bf16: Path, tmp_path: Path) -> None:

@@ -30,9 +30,3 @@ def test_a_program_that_handles_sigint_itself_is_left_alone(monkeypatch: pytest.
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.SIGINT]
-
-
-def test_without_the_package_it_is_said_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", "/nowhere")
-    assert library.library_fingerprint() == ""
-    assert library.build_facts()["flags"] is None
