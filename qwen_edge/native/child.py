@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen_edge.native.builds import Build, chosen_build
 
@@ -28,15 +32,22 @@ def start_child(module: str, args: Sequence[str], *, build: Build | None = None)
         args: What it finds in sys.argv[1:].
         build: Native library that it uses; None for the one that this process uses.
     """
+    chosen = build or chosen_build()
+    env = dict(os.environ)
+    # The bindings load what this names, whichever build they belong to.
+    env.pop("LLAMA_CPP_LIB_PATH", None)
+    if chosen is not None and chosen.origin == "LLAMA_CPP_LIB_PATH":
+        env["LLAMA_CPP_LIB_PATH"] = str(chosen.library)
     package_parent = str(Path(__file__).resolve().parents[2])
     code = _BOOTSTRAP.format(
         paths=[package_parent, *sys.path],
         argv=[module, *args],
-        build=pickle.dumps(build or chosen_build()),
+        build=pickle.dumps(chosen),
         module=module,
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -55,3 +66,38 @@ def describe_exit(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str, str]:
+    """Wait for a child and return its stdout, its stderr, and how it crashed, "" when it ended by itself.
+
+    One that is silent for longer than timeout_s is killed, which counts as a crash; so is every child when this process
+    is interrupted.
+    """
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+        return stdout, stderr, f"no answer in {timeout_s:.0f} s"
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return stdout, stderr, describe_exit(process.returncode) if process.returncode < 0 else ""
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Return the JSON objects in a child's output, one a line; other lines, cut-off ones too, are left out."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
+    return found
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, "" when there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
