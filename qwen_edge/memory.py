@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from qwen_edge import device
 from qwen_edge.catalog_types import CatalogModel, Shape
+from qwen_edge.errors import GGUFError
+from qwen_edge.gguf_header import GGUFHeader
 from qwen_edge.quant_types import file_type
 from qwen_edge.tensor_plan import plan_head, plan_tensors
 
@@ -172,6 +174,49 @@ def fits_of(model: CatalogModel, n_ctx: int, available_bytes: int) -> tuple[Fit,
     return tuple(
         Fit(type_name=name, file_bytes=size, memory=memory, fits=memory.total_bytes <= available_bytes)
         for name, size, memory in rows
+    )
+
+
+def estimate_header_memory(header: GGUFHeader, n_ctx: int) -> MemoryEstimate:
+    """Return what a GGUF file will need when it is loaded, with a full context in F16.
+
+    Args:
+        header: Of the file.
+        n_ctx: Tokens the context holds.
+
+    Raises:
+        GGUFError: The header does not tell the sizes of the model.
+    """
+    architecture = header.metadata.get("general.architecture")
+
+    def size(key: str) -> int:
+        value = header.metadata.get(f"{architecture}.{key}")
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise GGUFError(
+                f"{header.path} does not state {architecture}.{key} as a number above 0: {value!r}"
+            )
+        return value
+
+    n_heads = size("attention.head_count")
+    head_dim = f"{architecture}.attention.key_length"
+    kv_width = size("attention.head_count_kv") * (
+        size("attention.key_length") if head_dim in header.metadata else size("embedding_length") // n_heads
+    )
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    embedding = tensors.get("token_embd.weight")
+    is_tied = embedding is not None and "output.weight" not in tensors
+    is_copied = is_tied and embedding is not None and embedding.type_name in ("Q6_K", "Q8_0")
+    return _estimate(
+        header.size_bytes,
+        2 * size("block_count") * kv_width * 2,
+        n_ctx,
+        n_batch=_N_BATCH,
+        n_heads=n_heads,
+        ffn_size=size("feed_forward_length"),
+        vocab_size=embedding.shape[-1] if embedding is not None else 0,
+        head_copy_bytes=embedding.n_bytes
+        if embedding is not None and is_copied and _rearranges_heads()
+        else 0,
     )
 
 

@@ -9,7 +9,6 @@ Run as `python -m qwen_edge.native.selftest FOLDER fast|safe FILE...`, it is tha
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,0 +1,139 @@
+"""`qwen-edge doctor`: what is wrong here, what it costs, and the command that mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from qwen_edge.cli.output import format_option, note, print_json, stderr_console
+from qwen_edge.config import DEFAULT_N_CTX
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qwen_edge.doctor import Check, Report
+
+_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "bold red"}
+_STATUS_WIDTH = max(map(len, _STYLES)) + 1
+# Into a file or another program, lines are as long as they need to be.
+_WIDTH_WITHOUT_TERMINAL = 200
+
+
+@click.command("doctor")
+@click.argument("name", required=False, metavar="[NAME_OR_FILE]")
+@click.option(
+    "--n-ctx",
+    type=click.IntRange(min=16),
+    default=DEFAULT_N_CTX,
+    show_default=True,
+    help="Context that is to fit too, in tokens.",
+)
+@click.option("--fix", "is_fixing", is_flag=True, help="Do what the report advises, then look again.")
+@click.option("--quick", "is_quick", is_flag=True, help="Measure no speeds.")
+@format_option
+def command(name: str | None, n_ctx: int, is_fixing: bool, is_quick: bool, output_format: str) -> None:
+    """Look at this machine, the native library, disk, hub and memory, and say what is wrong.
+
+    NAME_OR_FILE is the model that is to fit in memory: qwen3-0.6b@q4_0, ./model.gguf. The native library is tried in
+    child processes; measuring takes 20 s at most.
+
+    Exit codes: 0 nothing is wrong, or it could be better; 1 something does not work; 2 wrong usage; 130 interrupted.
+    """
+    from qwen_edge.doctor import examine
+
+    with _progress() as say:
+        report = examine(name, n_ctx=n_ctx, is_quick=is_quick, say=say)
+    if not is_fixing:
+        _show(report, output_format)
+        sys.exit(report.exit_code)
+
+    from qwen_edge.doctor.mending import changes, mend
+
+    # A build has much to say, and takes minutes: line by line.
+    done = mend(report, note)
+    after = report
+    if done:
+        with _progress() as say:
+            after = examine(name, n_ctx=n_ctx, is_quick=is_quick, say=say)
+    _show(after, output_format, done=done, changed=changes(report, after))
+    sys.exit(after.exit_code)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows on stderr what is going on; silent where stderr is no terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("looking") as status:
+        yield lambda text: status.update(f"{text} ...")
+
+
+def _show(
+    report: Report, output_format: str, *, done: tuple[str, ...] = (), changed: tuple[str, ...] = ()
+) -> None:
+    if output_format == "json":
+        print_json({**report.to_dict(), "done": list(done), "changed": list(changed)})
+        return
+    from rich.console import Console
+
+    has_width = sys.stdout.isatty() or bool(os.environ.get("COLUMNS"))
+    console = Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
+    print_report(console, report, done=done, changed=changed)
+
+
+def print_report(
+    console: Console, report: Report, *, done: tuple[str, ...] = (), changed: tuple[str, ...] = ()
+) -> None:
+    """Write a report for people: the verdict and the next command first, then every check.
+
+    Args:
+        console: Where to; its width and colour are kept.
+        report: What was found.
+        done: What --fix did.
+        changed: What is different since.
+    """
+    from rich.markup import escape
+
+    for title, lines in (("Done", done), ("Changed", changed)):
+        for line in lines:
+            console.print(f"[bold]{title}:[/bold] {escape(line)}")
+    style = _STYLES[report.worst.status]
+    console.print(f"[{style}]{escape(report.verdict)}[/{style}]")
+    if report.worst.cost and report.worst.status in ("warning", "problem"):
+        console.print(escape(f"That costs: {report.worst.cost}."))
+    console.print(f"[bold]Next: {escape(report.next_step)}[/bold]")
+    if report.next_step.endswith("--fix"):
+        console.print(escape(f"      It will {'; '.join(fix.does for fix in report.fixes)}."))
+    for group, checks in itertools.groupby(report.checks, key=lambda check: check.group):
+        console.print(f"\n[bold]{escape(group)}[/bold]")
+        for check in checks:
+            _print_check(console, check)
+
+
+def _print_check(console: Console, check: Check) -> None:
+    """Write one check with its lines under each other; paths may be longer than a line, and are not broken."""
+    from rich.text import Text
+
+    lines = _wrapped(check.found, console.width)
+    if check.cost:
+        lines += _wrapped(f"costs: {check.cost}", console.width)
+    advice = _wrapped(f"-> {check.advice}", console.width) if check.advice else []
+    for i, line in enumerate([*lines, *advice]):
+        status = Text(f"  {check.status if i == 0 else '':{_STATUS_WIDTH}}", style=_STYLES[check.status])
+        text = Text(line, style="bold" if i >= len(lines) else "")
+        console.print(status + text, soft_wrap=True)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, max(20, width - _STATUS_WIDTH - 2), break_long_words=False, break_on_hyphens=False
+    )

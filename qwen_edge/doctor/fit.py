@@ -1,0 +1,127 @@
+"""Check of the memory: does the model that is planned fit, or which would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qwen_edge import device
+from qwen_edge.catalog import MODELS, CatalogModel, parse_model_name
+from qwen_edge.doctor.report import Check
+from qwen_edge.errors import ModelNotFoundError
+from qwen_edge.gguf_header import read_header
+from qwen_edge.memory import Fit, MemoryEstimate, estimate_header_memory, estimate_memory, fits_of
+from qwen_edge.quant_types import file_type_of_id
+
+GROUP = "Memory"
+# What most people run, and what the advice without a name is given for.
+_USUAL_TYPE = "Q4_K_M"
+
+
+def check_fit(name: str | None, n_ctx: int) -> Iterator[Check]:
+    """Compare what a model needs with what is free.
+
+    Args:
+        name: A model's name, with or without @TYPE, or a GGUF file; None for the largest that fits.
+        n_ctx: Tokens that the context is to hold.
+
+    Raises:
+        QwenEdgeError: No such model or file, or one of which nothing is known.
+    """
+    memory = device.available_memory_bytes()
+    if name is None:
+        yield _largest(n_ctx, memory)
+        return
+    found = parse_model_name(name)
+    if found.path is not None:
+        yield _check_file(found.path, n_ctx, memory)
+    elif found.model is not None:
+        yield _check_model(found.model, found.type_name, n_ctx, memory)
+    else:
+        raise ModelNotFoundError(
+            f"{name} is a repository of which nothing is known before it is here",
+            hint=f"Fetch it, then name the file: qwen-edge pull {name}",
+        )
+
+
+def _largest(n_ctx: int, memory: device.AvailableMemory) -> Check:
+    fitting = [
+        (model, fit)
+        for model in MODELS.values()
+        if model.shape is not None and model.kind == "chat"
+        for fit in fits_of(model, n_ctx, memory.available_bytes)
+        if fit.type_name == _USUAL_TYPE and fit.fits
+    ]
+    if not fitting:
+        return Check(
+            group=GROUP,
+            name="fit",
+            status="warning",
+            found=f"no model of the catalog fits as {_USUAL_TYPE} with a context of {n_ctx} tokens: {memory.reason}",
+            advice="Close other programs, or ask for less: qwen-edge list --n-ctx 1024",
+        )
+    model, fit = max(fitting, key=lambda item: item[0].n_weights)
+    return Check(
+        group=GROUP,
+        name="fit",
+        status="ok",
+        found=f"the largest model that fits as {_USUAL_TYPE} with a context of {n_ctx} tokens: {model.name} "
+        f"({_gigabytes(fit.memory.total_bytes)} of {_gigabytes(memory.available_bytes)})",
+    )
+
+
+def _check_model(
+    model: CatalogModel, type_name: str | None, n_ctx: int, memory: device.AvailableMemory
+) -> Check:
+    fits = fits_of(model, n_ctx, memory.available_bytes)
+    offered = next((fit for fit in fits if fit.type_name == (type_name or _USUAL_TYPE)), None)
+    if offered is not None:
+        shown, need = offered.type_name, offered.memory
+    elif type_name is not None and model.shape is not None:
+        shown, need = type_name, estimate_memory(model.shape, type_name, n_ctx)
+    elif type_name is None and fits:
+        shown, need = fits[0].type_name, fits[0].memory
+    else:
+        raise ModelNotFoundError(
+            f"{model.name} is not offered as {type_name}", hint=f"qwen-edge list {model.name} shows what is."
+        )
+    smaller = next((fit for fit in fits if fit.fits and fit.memory.total_bytes < need.total_bytes), None)
+    return _compared(f"{model.name} as {shown}", need, n_ctx, memory, smaller=smaller, model=model)
+
+
+def _check_file(path: Path, n_ctx: int, memory: device.AvailableMemory) -> Check:
+    header = read_header(path)
+    kind = file_type_of_id(header.metadata.get("general.file_type"))
+    title = f"{path.name}{f' ({kind.name})' if kind else ''}"
+    return _compared(title, estimate_header_memory(header, n_ctx), n_ctx, memory)
+
+
+def _compared(
+    title: str,
+    need: MemoryEstimate,
+    n_ctx: int,
+    memory: device.AvailableMemory,
+    *,
+    smaller: Fit | None = None,
+    model: CatalogModel | None = None,
+) -> Check:
+    fits = need.total_bytes <= memory.available_bytes
+    advice: Sequence[str] = ()
+    if not fits:
+        advice = (
+            *([f"qwen-edge pull {model.name}@{smaller.type_name}"] if smaller and model else []),
+            f"a smaller context: --n-ctx {max(256, n_ctx // 4)}",
+        )
+    return Check(
+        group=GROUP,
+        name="fit",
+        status="ok" if fits else "problem",
+        found=f"{title} needs {_gigabytes(need.total_bytes)} with a context of {n_ctx} tokens "
+        f"({_gigabytes(need.weights_bytes)} weights, {_gigabytes(need.kv_bytes)} cache); {memory.reason}",
+        cost="" if fits else "loading it would be refused, or push other programs out",
+        advice=", or ".join(advice),
+    )
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB"

@@ -1,0 +1,163 @@
+"""The facts about the native library that several checks need, gathered once, and the trials of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qwen_edge.errors import QwenEdgeError
+from qwen_edge.native.build_plan import (
+    HONOURED,
+    Compiler,
+    Cpu,
+    detect_compiler,
+    detect_cpu,
+    pinned_version,
+    plan_build,
+)
+from qwen_edge.native.builds import Build, UnfitBuild, chosen_build, find_builds, unfit_builds
+from qwen_edge.native.library_file import has_library
+from qwen_edge.native.selftest import SELFTEST_SHAPE, SELFTEST_TYPES, SelfTest, run_selftest
+from qwen_edge.native.speed_trial import SPEED_SHAPE, SPEED_TYPE, Contestant, Speed, measure_speeds
+from qwen_edge.trial_model import write_trial_model
+
+# Of wall clock for all that is timed, writing the trial model included.
+SPEED_BUDGET_S = 20.0
+_MAX_OTHERS = 2
+
+CHOSEN, PLAIN = "chosen", "plain kernels"
+
+# What a person can have asked of a build that leaves instruction sets out.
+_HINDERING = re.compile(r"GGML_NATIVE(:\w+)?=(OFF|0|FALSE|NO)\b|-mno-|-march=(?!native)", re.IGNORECASE)
+
+_TITLES = {
+    "setup": "the build of qwen-edge setup",
+    "environment": "the environment's llama-cpp-python",
+    "LLAMA_CPP_LIB_PATH": "the library of LLAMA_CPP_LIB_PATH",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What is here to run GGUF models with, and to build it.
+
+    Attributes:
+        build: What is used; None where there is none.
+        others: Builds that could be used too, best first.
+        unfit: Builds that are here and cannot be used.
+        cpu: This machine's.
+        compiler: What would build; None without one.
+        compiler_advice: What brings a compiler, where there is none.
+        plan_key: Name of the build that `qwen-edge setup` would make; None where it cannot.
+        plan_problem: Why it cannot, where that is not the compiler.
+        hindering: Variables of the environment that keep instruction sets out of a build.
+    """
+
+    build: Build | None
+    others: tuple[Build, ...]
+    unfit: tuple[UnfitBuild, ...]
+    cpu: Cpu
+    compiler: Compiler | None
+    compiler_advice: str
+    plan_key: str | None
+    plan_problem: str
+    hindering: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trials:
+    """What became of the library when it was tried.
+
+    Attributes:
+        selftest: None where there is no library.
+        speeds: By CHOSEN, PLAIN, or the title of another build.
+        unmeasured: Why there are no speeds; "" where there are.
+    """
+
+    selftest: SelfTest | None = None
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    unmeasured: str = ""
+
+
+def find_situation() -> Situation:
+    """Look for builds and a compiler; loads nothing."""
+    build = chosen_build()
+    cpu = detect_cpu()
+    compiler: Compiler | None = None
+    advice, problem, key = "", "", None
+    try:
+        compiler = detect_compiler(os.environ)
+    except QwenEdgeError as error:
+        advice = error.hint or ""
+    if compiler is not None:
+        try:
+            key = plan_build(cpu, compiler, os.environ, version=pinned_version()).key
+        except QwenEdgeError as error:
+            problem = str(error)
+    return Situation(
+        build=build,
+        others=tuple(other for other in find_builds() if build is None or other.library != build.library),
+        unfit=unfit_builds(),
+        cpu=cpu,
+        compiler=compiler,
+        compiler_advice=advice,
+        plan_key=key,
+        plan_problem=problem,
+        hindering=tuple(name for name in HONOURED if _HINDERING.search(os.environ.get(name, ""))),
+    )
+
+
+def title_of(build: Build) -> str:
+    """Return how the report calls a build."""
+    return _TITLES[build.origin]
+
+
+def run_trials(situation: Situation, *, is_quick: bool, say: Callable[[str], None]) -> Trials:
+    """Try the library in children: does it compute, and how fast.
+
+    Args:
+        situation: Whose build is tried.
+        is_quick: Leave the measuring out.
+        say: Told what is going on.
+
+    Raises:
+        OSError: There is no room for the trial models.
+    """
+    if situation.build is None or not has_library(situation.build.library):
+        return Trials(unmeasured="there is no library")
+    with tempfile.TemporaryDirectory(prefix="qwen-edge-doctor-") as name:
+        folder = Path(name)
+        say("trying the native library")
+        files = {kind: folder / f"{kind}.gguf" for kind in SELFTEST_TYPES}
+        for kind, file in files.items():
+            write_trial_model(file, SELFTEST_SHAPE, kind)
+        selftest = run_selftest(files, folder, build=situation.build)
+        if is_quick or selftest.failures("safe"):
+            return Trials(
+                selftest=selftest, unmeasured="not measured (--quick)" if is_quick else "it does not run"
+            )
+        say(f"measuring, at most {SPEED_BUDGET_S:.0f} s")
+        started = time.monotonic()
+        file = folder / "speed.gguf"
+        write_trial_model(file, SPEED_SHAPE, SPEED_TYPE)
+        left_s = SPEED_BUDGET_S - (time.monotonic() - started)
+        speeds = measure_speeds(_contestants(situation, selftest), file, budget_s=left_s)
+        late = "" if speeds else f"no trial ended within {SPEED_BUDGET_S:.0f} s"
+        return Trials(selftest=selftest, speeds=speeds, unmeasured=late)
+
+
+def _contestants(situation: Situation, selftest: SelfTest) -> list[Contestant]:
+    crashes = any(outcome.crash for outcome in selftest.failures("fast"))
+    chosen = [] if crashes else [Contestant(name=CHOSEN, build=situation.build)]
+    plain = Contestant(name=PLAIN, build=situation.build, kernels="safe")
+    titles: dict[str, Build] = {}
+    for other in situation.others:
+        title = title_of(other)
+        titles[f"{title} ({other.key})" if title in titles else title] = other
+    others = [Contestant(name=title, build=other) for title, other in list(titles.items())[:_MAX_OTHERS]]
+    return [*chosen, plain, *others]
