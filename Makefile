@@ -39,17 +39,17 @@ bench: $(STAMP) ## Measure speed and memory of model files (FILES="a.gguf b.gguf
 verify-real: $(STAMP) ## Pull a published model, convert it, prove the result (needs the hub; MODEL=name)
 	@$(BIN)/python -m tests.verify_real $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-clean: ## Remove .venv and what tools left here; compiled wheels stay in ~/.cache/qwen-edge/native
+clean: ## Remove .venv and what tools left here; what setup compiled stays in ~/.cache/qwen-edge/native
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv without its activate script was interrupted while it was made (the script is written last).
-$(STAMP): pyproject.toml qwen_edge/native/build.py qwen_edge/native/build_plan.py
+$(STAMP): pyproject.toml qwen_edge/native/build_plan.py
 	@python=$$(sh qwen_edge/native/preflight.sh "$(PYTHON)") || exit 1; \
 	if test -f $(BIN)/activate && $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo "using $(VENV) as it is" >&2; \
 	else echo "creating $(VENV) with $$python" >&2; rm -rf $(VENV); "$$python" -m venv $(VENV); fi
 	@echo "installing the Python packages" >&2
 	@$(BIN)/python -m pip --disable-pip-version-check --no-input install -qq -e '.[dev]'
-	@$(BIN)/python -m qwen_edge.native.build
+	@$(BIN)/qwen-edge setup
 	@touch $@

@@ -17,6 +17,7 @@ from qwen_edge.files import atomic_path, check_free_space
 from qwen_edge.gguf_header import read_header
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, Manifest, manifest_path, tool_versions, write_manifest
+from qwen_edge.native.library import build_facts
 from qwen_edge.native.quantizer import Fallback, Outcome, run_quantizer
 from qwen_edge.quant_types import file_type
 from qwen_edge.quantize.plan import QuantizationPlan, plan_quantization
@@ -125,7 +126,7 @@ def quantize_file(
         origin=origin_of(source),
         inputs=(FileRecord.of(source),),
         settings={"type": plan.type, "pure": pure, "allow_requantize": allow_requantize},
-        tools=tool_versions("llama-cpp-python"),
+        tools={**tool_versions(), "llama-cpp-python": build_facts()["version"] or "unknown"},
     )
     return QuantizationReport(
         path=target,

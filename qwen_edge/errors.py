@@ -17,7 +17,7 @@
     │   ├── NoSpaceError            the disk is too small for it
     │   └── DigestError             what arrived is not what was stated
     ├── NativeError                 the native library refused or failed
-    │   ├── NativeMissingError      llama-cpp-python is not installed, or does not load
+    │   ├── NativeMissingError      no build of llama.cpp serves here, or it does not load
     │   └── NativeCrashError        the native library died in a child process
     ├── InsufficientMemoryError     the model does not fit in what is free
     ├── OutputError                 what a model wrote does not fit the schema, type or grammar asked for
@@ -117,7 +117,7 @@ class NativeError(QwenEdgeError):
 
 
 class NativeMissingError(NativeError):
-    """llama-cpp-python is not installed, or its library does not load."""
+    """There is no build of llama.cpp that serves here, or its library does not load."""
 
 
 class NativeCrashError(NativeError):

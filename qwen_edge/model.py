@@ -291,7 +291,7 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
         FormatError: A file is damaged (GGUFError for a GGUF file).
         ConfigError: A setting is unknown, out of range or for the other kind of model, or an adapter was made for
             another model.
-        NativeMissingError: llama-cpp-python is not installed.
+        NativeMissingError: llama.cpp is not built here.
         MissingExtraError: onnxruntime is not installed, for an ONNX folder.
     """
     config = _merge(config or LoadConfig(), settings)

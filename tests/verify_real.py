@@ -28,6 +28,7 @@ from qwen_edge.convert import convert_checkpoint, verify_file
 from qwen_edge.errors import QwenEdgeError
 from qwen_edge.hub import PullResult, pull
 from qwen_edge.manifest import tool_versions
+from qwen_edge.native.library import build_facts
 from qwen_edge.quantize import quantize_file
 from tests.gguf_difference import compare_files
 
@@ -169,7 +170,8 @@ def run(model: str, published_type: str, out: Path, questions: Path | None) -> R
     report = Report(out)
     report.say(f"qwen-edge {__version__}, {device.cpu_name()}, {device.usable_cores()} cores")
     report.say(
-        ", ".join(f"{name} {version}" for name, version in tool_versions("llama-cpp-python", "gguf").items())
+        ", ".join(f"{name} {version}" for name, version in tool_versions("gguf").items())
+        + f", llama-cpp-python {build_facts()['version']}"
     )
     out.mkdir(parents=True, exist_ok=True)
     bf16, ours = out / "bf16.gguf", out / f"{published_type}.gguf"

@@ -17,6 +17,7 @@ from qwen_edge import __version__
 
 # verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
 VERBS: dict[str, str] = {
+    "setup": "Build llama.cpp for this CPU, once.",
     "list": "Show the models that have a name, and which fit here.",
     "pull": "Fetch a model and check it.",
     "convert": "Turn a checkpoint into a GGUF file or an ONNX folder.",

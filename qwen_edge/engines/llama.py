@@ -110,7 +110,7 @@ class LlamaEngine(Engine):
         Raises:
             ModelNotFoundError, GGUFError: The file or an adapter is missing or cannot be loaded.
             ConfigError: An adapter was made for another model, or a setting is for ONNX models.
-            NativeMissingError: llama-cpp-python is not installed.
+            NativeMissingError: llama.cpp is not built here.
             NativeCrashError: The library dies on this machine whatever the kernels.
         """
         check_is_gguf(path)

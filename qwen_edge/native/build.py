@@ -1,30 +1,39 @@
-"""Compile llama-cpp-python for this CPU and install it: `python -m qwen_edge.native.build`.
+"""Compile llama-cpp-python for this CPU, into the user's cache: what `qwen-edge setup` does.
 
-The package index has it as source only, and pip's cache does not know with which flags a wheel was built. So the wheel
-is built here, with the flags of `build_plan`, into a folder named after everything that decides what is inside:
-`~/.cache/qwen-edge/native/KEY/`. A second checkout or environment finds it there. Standard library only: this runs
-before anything is installed.
+The package index has it as source only, and pip's cache does not know with which flags a wheel was built. So it is
+built here, with the flags of `build_plan`, into a folder named after everything that decides what is inside:
+`~/.cache/qwen-edge/native/KEY/`, where `builds` finds it. No environment is changed.
+
+The work is done in `building-KEY-MACHINE/` beside it: the source, unpacked once, and the compiler's objects. That folder
+stays when a build is interrupted or fails, and the next run goes on from there. One build of a key runs at a time; on a
+network file system that does not pass locks on, two machines build it each in a folder of its own, and the last stays.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
+import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from qwen_edge.errors import NativeError, QwenEdgeError
+import psutil
+from filelock import FileLock, Timeout
+
+from qwen_edge.errors import NativeError
+from qwen_edge.files import atomic_path
+from qwen_edge.native import build_needs
+from qwen_edge.native.build_log import failure, run_logged
+from qwen_edge.native.build_needs import BUILD_ELSEWHERE
 from qwen_edge.native.build_plan import (
     CMAKE_INCLUDE,
     BuildPlan,
@@ -33,139 +42,211 @@ from qwen_edge.native.build_plan import (
     pinned_version,
     plan_build,
 )
-
-_PACKAGE = "llama-cpp-python"
-# Never a wheel from the index or from pip's cache: they say nothing of their flags.
-_FROM_SOURCE = ("--no-deps", "--no-cache-dir", "--no-binary", _PACKAGE)
-_FACTS_FILE = "qwen_edge_build.json"  # in the installed package; qwen_edge.native.library reads it
-
-# Measured with GCC 12.2 on a Sapphire Rapids core, llama-cpp-python 0.3.36: 199 s of CPU time.
-_BUILD_CPU_S = 200
-# Source tree, objects and wheel: 0.3 GB seen, and as much again for a build that keeps more.
-_NEEDED_DISK_BYTES = 700_000_000
-# The largest compile of llama.cpp (ggml-cpu/ops.cpp, llama-model.cpp) stays below this with GCC and clang.
-_COMPILE_MEMORY_BYTES = 1 << 30
-
-_PROGRESS_EVERY_S = 15.0
-_LOG_TAIL_LINES = 30
-
-# What a failed build's log says -> what to do next; first match wins.
-_REMEDIES = (
-    (
-        r"No space left on device",
-        "The disk is full. QWEN_EDGE_CACHE=/some/folder make setup builds elsewhere.",
-    ),
-    (
-        r"\bKilled\b|cannot allocate memory|out of memory",
-        "The compiler ran out of memory. Compile one file at a time: CMAKE_BUILD_PARALLEL_LEVEL=1 make setup",
-    ),
-    (
-        r"unrecognized command-line option|unknown argument",
-        "The compiler refuses a flag. Look at CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS in your environment.",
-    ),
-    (
-        r"NewConnectionError|ConnectTimeoutError|NameResolutionError|Temporary failure in name resolution"
-        r"|Could not find a version|No matching distribution",
-        "The package index did not answer or does not have it. With a connection, run make setup again.",
-    ),
+from qwen_edge.native.builds import (
+    FACTS_FILE,
+    PACKAGE,
+    Build,
+    builds_folder,
+    entry_build,
+    folder_bytes,
+    is_whole,
+    read_record,
 )
-_ANY_REMEDY = "Run make setup again with another compiler, for example: CXX=clang++ make setup"
+
+Say = Callable[[str], None]
+
+_PROJECT = "llama-cpp-python"
+# What an interrupted build left is removed after this time, when another one is made.
+_KEPT_S = 7 * 24 * 3600
+_END_TIMEOUT_S = 10.0
 
 
-def say(text: str = "") -> None:
-    """Write one line for the person who waits."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - click is not installed yet
-
-
-def cache_folder(env: Mapping[str, str]) -> Path:
-    """Return the folder of the wheels: under QWEN_EDGE_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/qwen-edge."""
-    if env.get("QWEN_EDGE_CACHE"):
-        return Path(env["QWEN_EDGE_CACHE"]).expanduser().absolute() / "native"
-    return Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-edge" / "native"
-
-
-def cached_wheel(folder: Path, key: str) -> Path | None:
-    """Return the wheel of a finished build, None when there is none or its size is not the recorded one."""
-    try:
-        record = json.loads((folder / key / "build.json").read_text())
-        wheel = folder / key / record["wheel"]
-        return wheel if wheel.stat().st_size == record["wheel_bytes"] else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def ensure_wheel(plan: BuildPlan, folder: Path) -> Path:
-    """Return the wheel of a plan, from the cache or built now.
+def plan_here() -> BuildPlan:
+    """Return the plan for this CPU, with the compiler and flags of the environment.
 
     Raises:
-        NativeError: The build failed.
-        OSError: The cache cannot be written.
+        NativeError: There is no compiler that works, or no CMake; it says what to install.
+        ConfigError: A flag of the environment would hide one that is needed.
     """
-    if wheel := cached_wheel(folder, plan.key):
-        say(f"using the build of {plan.key} in {folder}")
-        return wheel
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusively(folder / "lock"):
+    build_needs.check_tools()
+    return plan_build(detect_cpu(), detect_compiler(os.environ), os.environ, version=pinned_version())
+
+
+def ensure_build(plan: BuildPlan, *, force: bool = False, jobs: int | None = None, say: Say) -> Build:
+    """Return the build of a plan, from the cache or made now; it is the newest one afterwards.
+
+    Args:
+        plan: See `build_plan.plan_build`.
+        force: Build it from the start, although it is there.
+        jobs: Files to compile at once; None for what fits.
+        say: Takes one line for the person who waits.
+
+    Raises:
+        NativeError: Something is missing, the build failed, or the cache cannot be written.
+    """
+    folder = builds_folder()
+    entry = folder / plan.key
+    if not force and (build := _finished(entry)):
+        say(f"already built: {entry}")
+        return build
+    with _writing(folder), _exclusively(folder / f"{plan.key}.lock", say):
         # Another run may have built it while this one waited.
-        if wheel := cached_wheel(folder, plan.key):
-            say(f"using the build that just ended: {wheel.parent}")
-            return wheel
-        # Under the lock nobody builds: these are what killed runs left.
-        for stale in folder.glob("building-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        return _build(plan, folder)
+        if not force and (build := _finished(entry) or _from_wheel(entry)):
+            say(f"built before: {entry}")
+            return build
+        _remove_stale(folder)
+        work = work_folder(plan)
+        if force:
+            end_leftovers(work)
+            shutil.rmtree(work, ignore_errors=True)
+        _build(plan, work, entry, jobs, say)
+    made = _finished(entry)
+    assert made is not None, f"Bug: {entry} is not whole"
+    return made
 
 
-def _build(plan: BuildPlan, folder: Path) -> Path:
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < _NEEDED_DISK_BYTES:
-        raise NativeError(
-            f"the build needs {_NEEDED_DISK_BYTES / 1e6:.0f} MB in {folder}, {free_bytes / 1e6:.0f} MB are free",
-            hint="QWEN_EDGE_CACHE=/some/folder make setup builds elsewhere.",
-        )
-    work = folder / f"building-{plan.key}"
-    entry = work / "entry"
-    log = folder / f"{plan.key}.log"
-    (work / "tmp").mkdir(parents=True)
-    entry.mkdir()
+def work_folder(plan: BuildPlan) -> Path:
+    """Return where this machine builds a plan."""
+    machine = re.sub(r"\W+", "-", platform.node()) or "machine"
+    return builds_folder() / f"building-{plan.key}-{machine}"
+
+
+def _finished(entry: Path) -> Build | None:
+    """Return the build in an entry and make it the newest; None where there is none."""
+    if not is_whole(entry) or (build := entry_build(entry)) is None:
+        return None
+    with contextlib.suppress(OSError):  # a cache that cannot be written still serves
+        os.utime(entry / "build.json")
+    return build
+
+
+def _from_wheel(entry: Path) -> Build | None:
+    """Unpack an entry that holds a wheel only, as earlier versions left it; None where it is not whole."""
+    record = read_record(entry) or {}
+    wheel = entry / str(record.get("wheel"))
+    part = entry / f"{PACKAGE}.part"
     try:
-        env = build_environment(plan, work)
-        jobs = int(env["CMAKE_BUILD_PARALLEL_LEVEL"])
-        minutes = max(1, round(_BUILD_CPU_S / jobs / 60 + 0.5))
-        say(
-            f"building llama.cpp: about {minutes} min on {jobs} core{'s' * (jobs > 1)}, more on a small board"
+        if wheel.stat().st_size != record.get("wheel_bytes"):
+            return None
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(entry / PACKAGE, ignore_errors=True)
+        unpack(wheel, part)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    (part / PACKAGE).rename(entry / PACKAGE)
+    part.rmdir()
+    with atomic_path(entry / "build.json") as file:
+        file.write_text(
+            json.dumps({**record, "package_bytes": folder_bytes(entry / PACKAGE)}, indent=2) + "\n"
         )
-        say(f"  log: {log}")
-        started = time.monotonic()
-        _run_logged(
-            [*_pip(), "wheel", "-v", *_FROM_SOURCE, "--wheel-dir", str(entry), f"{_PACKAGE}=={plan.version}"],
-            env,
-            log,
-        )
-        seconds = time.monotonic() - started
-        wheel = next(entry.glob("*.whl"))
-        record = {
-            **plan.build_facts(),
-            "seconds": round(seconds, 1),
-            "jobs": jobs,
-            "wheel": wheel.name,
-            "wheel_bytes": wheel.stat().st_size,
-        }
-        (entry / "build.json").write_text(json.dumps(record, indent=2) + "\n")
-        for file in entry.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(folder / plan.key, ignore_errors=True)
-        entry.rename(folder / plan.key)
-    finally:
+    return _finished(entry)
+
+
+def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say) -> None:
+    end_leftovers(work)
+    kept = is_resumable(work)
+    if not kept:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"built in {seconds:.0f} s: {folder / plan.key / wheel.name}")
-    return folder / plan.key / wheel.name
+    build_needs.check_disk(work.parent, folder_bytes(work) if kept else 0)
+    log = entry.with_suffix(".log")
+    log.write_bytes(b"")
+    env = build_environment(plan, work, jobs)
+    n_jobs = int(env["CMAKE_BUILD_PARALLEL_LEVEL"])
+    say(
+        f"building llama.cpp: about {build_needs.expected_minutes(n_jobs)} min on {n_jobs} core{'s' * (n_jobs > 1)}, "
+        "more on a small board; what is interrupted goes on with the next run"
+    )
+    if kept:
+        say(f"  going on with {n_objects(work)} compiled files of a run that did not end")
+    say(f"  log: {log}")
+    started = time.monotonic()
+    pip = build_needs.pip_command(work)
+    _fetch_source(plan, pip, env, work, log, say)
+    command = [
+        *pip, "wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"),
+        f"--config-settings=build-dir={work / 'objects'}", str(next((work / "source").iterdir())),
+    ]  # fmt: skip
+    outcome = run_logged(command, env, log, say)
+    if outcome.exit_code != 0 and kept and not outcome.remedy:
+        say("  that failed with what was there: starting clean")
+        shutil.rmtree(work)
+        env = build_environment(plan, work, jobs)
+        _fetch_source(plan, build_needs.pip_command(work), env, work, log, say)
+        outcome = run_logged(command, env, log, say)
+    if outcome.exit_code != 0:
+        raise failure(f"building {_PROJECT} {plan.version}", outcome, log, say)
+    seconds = time.monotonic() - started
+    _install(plan, work, entry, {"seconds": round(seconds, 1), "jobs": n_jobs})
+    say(f"built in {seconds:.0f} s: {entry}")
 
 
-def build_environment(plan: BuildPlan, work: Path) -> dict[str, str]:
-    """Return the environment of the build and write the two files it names into `work`."""
-    facts, include = work / _FACTS_FILE, work / "qwen_edge.cmake"
+def _fetch_source(
+    plan: BuildPlan, pip: list[str], env: dict[str, str], work: Path, log: Path, say: Say
+) -> None:
+    """Put the source into the work folder, unless it is there."""
+    source, part = work / "source", work / "source.part"
+    if source.exists():
+        return
+    say(f"  fetching the source of {_PROJECT} {plan.version}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    command = [
+        *pip, "download", "--no-deps", "--no-cache-dir", "--no-binary", _PROJECT, "--dest", str(part),
+        f"{_PROJECT}=={plan.version}",
+    ]  # fmt: skip
+    outcome = run_logged(command, env, log, say)
+    if outcome.exit_code != 0:
+        raise failure(f"fetching {_PROJECT} {plan.version}", outcome, log, say)
+    archive = next(part.glob("*.tar.gz"))
+    # Python before 3.11.4 has no filters. What is in there is run in the next step, so none would protect much.
+    options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(part, **options)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise NativeError(
+            f"the source that came, {archive.name}, is damaged: {error}",
+            hint="Run qwen-edge setup again: it is fetched anew.",
+        ) from error
+    archive.unlink()
+    part.rename(source)
+
+
+def _install(plan: BuildPlan, work: Path, entry: Path, facts: dict[str, Any]) -> None:
+    """Make the entry of a wheel, whole or not at all, and remove the work folder."""
+    new = work / "entry"
+    unpack(next((work / "wheel").glob("*.whl")), new)
+    record = {**plan.build_facts(), **facts, "package_bytes": folder_bytes(new / PACKAGE)}
+    (new / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+    for path in new.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if entry.exists():
+        # Processes that have it loaded keep the files that they have open.
+        entry.rename(work / "replaced")
+    new.rename(entry)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def unpack(wheel: Path, folder: Path) -> None:
+    """Unpack the package of a wheel into a folder.
+
+    Raises:
+        zipfile.BadZipFile: The wheel is damaged.
+        OSError: It cannot be read, or the folder not written.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith(f"{PACKAGE}/")])
+
+
+def build_environment(plan: BuildPlan, work: Path, jobs: int | None) -> dict[str, str]:
+    """Return the environment of the build and make what it names in the work folder."""
+    for name in ("tmp", "wheel", "entry"):
+        shutil.rmtree(work / name, ignore_errors=True)
+        (work / name).mkdir(parents=True)
+    os.utime(work)
+    facts, include = work / FACTS_FILE, work / "qwen_edge.cmake"
     facts.write_text(json.dumps(plan.build_facts(), indent=2) + "\n")
     include.write_text(CMAKE_INCLUDE)
     arguments = [
@@ -180,187 +261,87 @@ def build_environment(plan: BuildPlan, work: Path) -> dict[str, str]:
         "CXX": plan.compiler.command,
         # On the cache's disk: /tmp is often memory, which small machines need for the compiler.
         "TMPDIR": str(work / "tmp"),
+        # Nothing is installed, so a rule against doing that outside of a venv does not apply.
+        "PIP_REQUIRE_VIRTUALENV": "0",
     }
     if plan.compiler.c_command:
         env["CC"] = plan.compiler.c_command
-    if not env.get("CMAKE_BUILD_PARALLEL_LEVEL", "").isdigit():
-        env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(_parallel_jobs())
+    env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(jobs or jobs_from(os.environ))
     return env
 
 
-def _parallel_jobs() -> int:
-    """Return how many files to compile at once: one a core, and never more than fit in memory."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS has no affinity call
-        cores = os.cpu_count() or 1
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores, memory_bytes // _COMPILE_MEMORY_BYTES))
+def jobs_from(env: Mapping[str, str]) -> int:
+    """Return how many files to compile at once: what CMAKE_BUILD_PARALLEL_LEVEL says, else what fits."""
+    named = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
+    return int(named) if named.isdecimal() and int(named) else build_needs.parallel_jobs()
 
 
-def install_wheel(wheel: Path, plan: BuildPlan) -> None:
-    """Install a wheel into the environment of this interpreter, unless it is what is there.
+def is_resumable(work: Path) -> bool:
+    """Return whether a build can go on in a work folder.
 
-    Raises:
-        NativeError: pip failed.
+    Ninja knows which objects it finished. Make goes by their time and would take a half-written one for whole.
     """
-    if installed_key() == plan.key:
-        say(f"{_PACKAGE} {plan.version} of this build is installed")
+    objects = work / "objects"
+    return (work / "source").is_dir() and (not objects.exists() or (objects / "build.ninja").is_file())
+
+
+def n_objects(work: Path) -> int:
+    """Return how many files an interrupted build has compiled."""
+    return sum(1 for _ in (work / "objects").rglob("*.o"))
+
+
+def end_leftovers(work: Path) -> None:
+    """End what a killed run left running in a work folder: pip, Ninja and compilers have its temporary folder."""
+    if not work.exists():
         return
-    # Twice: the first replaces another build of the same version and leaves the other packages as they are,
-    # the second adds those that are missing.
-    for options in (["--force-reinstall", "--no-deps"], []):
-        done = subprocess.run([*_pip(), "install", "-qq", *options, str(wheel)], check=False)
-        if done.returncode != 0:
-            raise NativeError(
-                f"pip could not install {wheel.name} (exit code {done.returncode}; its message is above)",
-                hint="Run make setup again; the wheel is kept, nothing is compiled twice.",
-            )
-    say(f"installed {_PACKAGE} {plan.version} into {sys.prefix}")
+    killed = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("TMPDIR") == str(work / "tmp"):
+                process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=_END_TIMEOUT_S)
 
 
-def installed_key() -> str | None:
-    """Return the key of the build that is installed; None for no build or one that was made elsewhere."""
-    try:
-        facts_file = importlib.metadata.distribution(_PACKAGE).locate_file(f"llama_cpp/{_FACTS_FILE}")
-        key = json.loads(Path(str(facts_file)).read_text())["key"]
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError):
-        return None
-    return str(key)
-
-
-def _pip() -> list[str]:
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+def _remove_stale(folder: Path) -> None:
+    """Remove what builds of other flags or earlier versions left long ago."""
+    for work in folder.glob("building-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - work.stat().st_mtime > _KEPT_S:
+                shutil.rmtree(work)
 
 
 @contextlib.contextmanager
-def _exclusively(lock: Path) -> Iterator[None]:
-    """Hold a lock that the system frees when its holder dies."""
-    import fcntl
-
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another build is running: waiting for it to end")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _run_logged(command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-    """Run a command with its output in a log, and say now and then how far it is.
+def _writing(folder: Path) -> Iterator[None]:
+    """Make the folder of the builds, and say of what cannot be written how to build elsewhere.
 
     Raises:
-        NativeError: It failed; the end of the log has been shown.
+        NativeError: A file cannot be made, written or locked.
     """
-    started = time.monotonic()
-    # A session of its own, so that an interrupt ends pip, CMake and every compiler together.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            while True:
-                try:
-                    exit_code = process.wait(timeout=_PROGRESS_EVERY_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    say(f"  {time.monotonic() - started:4.0f} s{progress_in(_tail_of(log))}")
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-    if exit_code == 0:
-        return
-    text = log.read_text(errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()][-_LOG_TAIL_LINES:]
-    say(f"\nlast {len(lines)} lines of the log:")
-    for line in lines:
-        say(f"  | {line[:300]}")
-    raise NativeError(f"building {_PACKAGE} failed; the whole log is {log}", hint=remedy_for(text))
-
-
-def progress_in(log_text: str) -> str:
-    """Return ": 12 of 83 steps" (ninja) or ": 14%" (make) from the last counter in a log; "" when there is none yet."""
-    counters = re.findall(r"^\s*\[(?:(\d+)/(\d+)|\s*(\d+%))\]", log_text, re.MULTILINE)
-    if not counters:
-        return ""
-    done, steps, percent = counters[-1]
-    return f": {percent}" if percent else f": {done} of {steps} steps"
-
-
-def remedy_for(log_text: str) -> str:
-    """Return what to do about a failed build."""
-    for pattern, remedy in _REMEDIES:
-        if re.search(pattern, log_text, re.IGNORECASE):
-            return remedy
-    return _ANY_REMEDY
-
-
-def _tail_of(log: Path, size_bytes: int = 65536) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - size_bytes))
-        return file.read().decode(errors="replace")
-
-
-def describe(plan: BuildPlan, folder: Path) -> dict[str, Any]:
-    """Return the plan as a JSON-ready dict, with what the cache and this environment have of it."""
-    wheel = cached_wheel(folder, plan.key)
-    return {
-        **plan.build_facts(),
-        "compiler_command": plan.compiler.command,
-        "reasons": list(plan.reasons),
-        "jobs": _parallel_jobs(),
-        "cached_wheel": str(wheel) if wheel else None,
-        "installed": installed_key() == plan.key,
-    }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Build and install; return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m qwen_edge.native.build",
-        description="Compile llama-cpp-python for this CPU and install it.",
-    )
-    parser.add_argument(
-        "--print-plan", action="store_true", help="print what would be built as JSON, and stop"
-    )
-    parser.add_argument(
-        "--wheel-only", action="store_true", help="build, print the path of the wheel, install nothing"
-    )
-    options = parser.parse_args(argv)
     try:
-        plan = plan_build(detect_cpu(), detect_compiler(os.environ), os.environ, version=pinned_version())
-        folder = cache_folder(os.environ)
-        if options.print_plan:
-            print(json.dumps(describe(plan, folder), indent=2))  # noqa: T201 - the data asked for
-            return 0
-        say(f"llama-cpp-python {plan.version} for {plan.cpu.name} ({plan.cpu.architecture})")
-        say(f"  compiler: {plan.compiler.banner}")
-        for reason in plan.reasons:
-            say(f"  {reason}")
-        wheel = ensure_wheel(plan, folder)
-        if options.wheel_only:
-            print(wheel)  # noqa: T201 - the data asked for
-        else:
-            install_wheel(wheel, plan)
-    except (QwenEdgeError, OSError) as error:
-        if os.environ.get("QWEN_EDGE_DEBUG") == "1":
-            raise
-        say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted; nothing half-made is left, the next run starts the build again")
-        return 130
-    return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise NativeError(
+            f"the build cannot write {error.filename or folder}: {error.strerror or error}",
+            hint=BUILD_ELSEWHERE,
+        ) from error
 
 
-def _on_sigterm(_signal: int, _frame: object) -> NoReturn:
-    # An exception, so that the compilers are ended and the work folder is removed.
-    raise SystemExit(143)
+@contextlib.contextmanager
+def _exclusively(path: Path, say: Say) -> Iterator[None]:
+    """Hold a lock that the system frees when its holder dies.
 
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(main())
+    Raises:
+        OSError: The file cannot be made, or the file system has no locks.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another run builds the same: waiting for it to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

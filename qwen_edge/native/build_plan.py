@@ -1,7 +1,6 @@
 """How llama.cpp is to be compiled here: what the CPU and the compiler are, and which flags follow from that.
 
-Nothing is run or written by `plan_build`; `qwen_edge.native.build` carries the plan out. Standard library only: this
-runs before anything is installed.
+Nothing is run or written by `plan_build`; `qwen_edge.native.build` carries the plan out.
 """
 
 from __future__ import annotations
@@ -180,7 +179,7 @@ class BuildPlan:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def build_facts(self) -> dict[str, Any]:
-        """Return what the installed library is to know of its build, JSON-ready."""
+        """Return what the package is to know of its build, JSON-ready."""
         flags = [f"{name}={value}" for name, value in sorted(self.compile_flags.items())]
         return {
             "key": self.key,
@@ -333,7 +332,7 @@ def detect_compiler(env: Mapping[str, str]) -> Compiler:
         f"CXX is {named!r}, which is not found"
         if named
         else "no C++ compiler found (looked for c++, g++ and clang++)",
-        hint="make setup names the command that installs one.",
+        hint="qwen-edge setup names the command that installs one.",
     )
 
 

@@ -131,20 +131,20 @@ def is_whole(entry: Path) -> bool:
     """Return whether an entry's package has the size that its record tells."""
     record = read_record(entry)
     try:
-        return record is not None and record.get("package_bytes") == package_bytes(entry / PACKAGE)
+        return record is not None and record.get("package_bytes") == folder_bytes(entry / PACKAGE)
     except OSError:
         return False
 
 
-def package_bytes(package: Path) -> int:
-    """Return the bytes of a package folder, without what Python caches in it.
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of the files in a folder, without what Python caches in it.
 
     Raises:
         OSError: It cannot be read.
     """
     return sum(
         file.stat().st_size
-        for file in package.rglob("*")
+        for file in folder.rglob("*")
         if file.is_file() and file.parent.name != "__pycache__"
     )
 
@@ -218,7 +218,7 @@ def _from_facts(
 def _read_facts(file: Path) -> dict[str, Any] | None:
     try:
         facts = json.loads(file.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
 

@@ -3,7 +3,8 @@
 # Prints the Python to use on stdout; or names everything that is missing, with the command that brings it, and exits 1.
 # In sh, because it has to run where there is no Python yet.
 #
-# Usage: preflight.sh [PYTHON]
+# Usage: preflight.sh [PYTHON]      for a checkout: make setup
+#        preflight.sh --tools       compiler and CMake only, for a Python that is there: qwen-edge setup
 
 asked=$1
 missing=
@@ -61,32 +62,36 @@ compiler_package() {
 
 # --- Python
 
-python=
-without_venv=
-found=
-for candidate in ${asked:-python3.13 python3.12 python3.11 python3}; do
-    # A name on the PATH may be a shim for a version that is not there: only what runs counts.
-    version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
-    if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        found="$found, found $candidate $version"
-    elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-        without_venv=${without_venv:-$candidate}
-    else
-        python=$candidate
-        break
-    fi
-done
-if [ -z "$python" ]; then
-    if [ -n "$without_venv" ]; then
-        package=$(python_package)
-        if [ "$manager" = apt-get ]; then
-            package=$("$without_venv" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+find_python() {
+    python=
+    without_venv=
+    found=
+    for candidate in ${asked:-python3.13 python3.12 python3.11 python3}; do
+        # A name on the PATH may be a shim for a version that is not there: only what runs counts.
+        version=$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+        if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            found="$found, found $candidate $version"
+        elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            without_venv=${without_venv:-$candidate}
+        else
+            python=$candidate
+            break
         fi
-        need "venv for $without_venv (its modules venv or ensurepip are not installed)" "$package"
-    else
-        need "Python 3.11 or newer${asked:+ as PYTHON=$asked}${found:-, found none}" "$(python_package)"
+    done
+    if [ -z "$python" ]; then
+        if [ -n "$without_venv" ]; then
+            package=$(python_package)
+            if [ "$manager" = apt-get ]; then
+                package=$("$without_venv" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+            fi
+            need "venv for $without_venv (its modules venv or ensurepip are not installed)" "$package"
+        else
+            need "Python 3.11 or newer${asked:+ as PYTHON=$asked}${found:-, found none}" "$(python_package)"
+        fi
     fi
-fi
+}
+
+if [ "$asked" != --tools ]; then find_python; fi
 
 # --- C++ compiler
 
@@ -125,7 +130,7 @@ fi
 if ! cmake --version >/dev/null 2>&1; then need "CMake" cmake; fi
 
 if [ -z "$missing" ]; then
-    echo "$python"
+    if [ -n "$python" ]; then echo "$python"; fi
     exit 0
 fi
 
@@ -147,6 +152,12 @@ if [ "$(id -u)" != 0 ]; then sudo="sudo "; fi
             *) echo "  your system's package manager:$packages" ;;
         esac
     fi
-    echo "Then run make again. Another Python or compiler: make setup PYTHON=/path/to/python3 CXX=clang++"
+    if [ "$asked" = --tools ]; then
+        echo "Then run qwen-edge setup again. Another compiler: CXX=clang++ qwen-edge setup"
+        if [ -z "$problem" ]; then echo "CMake comes without root too: pip install cmake"; fi
+        if [ -n "$problem" ]; then echo 'To go without a compiler: pip install "qwen-edge[onnx]"'; fi
+    else
+        echo "Then run make again. Another Python or compiler: make setup PYTHON=/path/to/python3 CXX=clang++"
+    fi
 } >&2
 exit 1

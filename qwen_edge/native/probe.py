@@ -52,9 +52,7 @@ class Verdict:
         return (
             f"the native library's fast kernels crash on this CPU ({self.crash}), so the plain ones are used: "
             "answers are as good, but slower, above all on long prompts. The usual cause: GCC 12.0 to 12.3 and 13.0 to "
-            "13.2 miscompile the AMX kernels. To mend it, build the library again with the right flags. In a checkout: "
-            'make setup. Elsewhere: CXXFLAGS="-fno-tree-dse -fno-dse" pip install --force-reinstall --no-cache-dir '
-            "--no-deps llama-cpp-python"
+            "13.2 miscompile the AMX kernels. To mend it, build the library with the flags that avoid that: qwen-edge setup"
         )
 
 
@@ -78,7 +76,8 @@ def probe(path: Path) -> Verdict:
         if safe_crash:
             raise NativeCrashError(
                 f"the native library dies on this machine, with its plain kernels too ({safe_crash})",
-                hint="It was probably built for another CPU. Build it here: make setup",
+                hint="It was probably built for another CPU. Build it here: qwen-edge setup --force   What is wrong: "
+                "qwen-edge doctor",
             )
         verdict = Verdict("safe", crash)
     _write_record(record, verdict)

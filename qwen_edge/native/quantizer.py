@@ -97,7 +97,7 @@ def run_quantizer(
         on_tensor: Called with the name of each tensor that is done.
 
     Raises:
-        NativeMissingError: llama-cpp-python is not installed, or does not load.
+        NativeMissingError: llama.cpp is not built here, or does not load.
         NativeError: The quantizer refused or failed; the message is its own.
         NativeCrashError: The child died.
     """
@@ -148,7 +148,7 @@ def _crash_error(process: subprocess.Popen[str], source: Path) -> NativeCrashErr
     return NativeCrashError(
         f"the quantizer died on {source} ({'; '.join([ending, *last_words])}); nothing was written",
         hint="SIGKILL usually means that memory ran out; close other programs and run it again. After another signal "
-        "check the source file, then build the library again: make setup",
+        "check the source file, then build the library again: qwen-edge setup --force",
     )
 
 

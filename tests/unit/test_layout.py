@@ -209,24 +209,6 @@ def test_nothing_imports_a_second_copy() -> None:
     assert not bare, "import qwen_edge.convert (quantize, bench), not the bare name"
 
 
-@pytest.mark.parametrize("name", ["build", "build_plan"])
-def test_the_build_needs_the_standard_library_only(name: str) -> None:
-    seen, queue = set(), [f"native.{name}", "__init__", "native.__init__"]
-    files = dict(_sources())
-    while queue:
-        module = queue.pop()
-        seen.add(module)
-        for target, line, _ in _imports(files[module]):
-            if target.startswith("qwen_edge."):
-                parts = target.removeprefix("qwen_edge.").split(".")
-                own = next(m for end in (len(parts), len(parts) - 1) if (m := ".".join(parts[:end])) in files)
-                queue += [own] if own not in seen else []
-            else:
-                assert target.split(".")[0] in sys.stdlib_module_names, (
-                    f"{files[module]}:{line} imports {target}"
-                )
-
-
 def test_pyproject_lists_every_package() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {

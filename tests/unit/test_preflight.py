@@ -156,3 +156,18 @@ def test_macos_gets_its_compiler_from_xcode(machine: Path) -> None:
     _add(machine, "brew", "exit 0")
     done = _run(machine)
     assert "Install with:\n  xcode-select --install\n  brew install cmake\n" in done.stderr
+
+
+def test_tools_alone_are_asked_for_by_a_python_that_is_there(machine: Path) -> None:
+    _add(machine, "dnf", "exit 0")
+    done = _run(machine, "--tools")
+    assert done.returncode == 1
+    assert "Python" not in done.stderr
+    assert "  sudo dnf install -y gcc-c++ cmake\n" in done.stderr
+    assert "Then run qwen-edge setup again" in done.stderr
+    assert 'To go without a compiler: pip install "qwen-edge[onnx]"' in done.stderr
+    _add(machine, "c++")
+    assert "CMake comes without root too: pip install cmake" in _run(machine, "--tools").stderr
+    _add(machine, "cmake")
+    done = _run(machine, "--tools")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

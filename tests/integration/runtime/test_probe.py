@@ -53,7 +53,7 @@ def test_a_crash_falls_back_to_safe_kernels_with_one_warning(
 ) -> None:
     starts = _Starts({"fast"})
     monkeypatch.setattr(child, "start_child", starts)
-    with pytest.warns(probe.NativeFallbackWarning, match=r"SIGSEGV.*make setup") as caught:
+    with pytest.warns(probe.NativeFallbackWarning, match=r"SIGSEGV.*qwen-edge setup") as caught:
         model = load(tiny_bf16, n_ctx=256, n_threads=1)
     assert len(caught) == 1
     with model, model.session() as session:

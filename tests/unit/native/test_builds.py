@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qwen_edge.errors import NativeMissingError
 from qwen_edge.native import builds, library
@@ -32,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "native"
 
 
-def _make(folder: Path, key: str, *features: str, age_s: int = 0, **changes: Any) -> Path:
+def _make(folder: Path, key: str, /, *features: str, age_s: int = 0, **changes: Any) -> Path:
     """Make an entry as `qwen-edge setup` leaves it; return its package folder."""
     package = folder / key / "llama_cpp"
     (package / "lib").mkdir(parents=True)
@@ -45,7 +48,7 @@ def _make(folder: Path, key: str, *features: str, age_s: int = 0, **changes: Any
         "flags": "-DGGML_NATIVE=ON",
         "compiler": "c++ 12.2",
         "target": TARGET,
-        "package_bytes": builds.package_bytes(package),
+        "package_bytes": builds.folder_bytes(package),
     }
     file = folder / key / "build.json"
     file.write_text(json.dumps({**record, **changes}))
@@ -151,6 +154,23 @@ def test_a_record_that_says_nothing_usable_is_no_build(folder: Path, record: str
     assert _keys() == []
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_FIELDS = ("key", "version", "cpu_features", "flags", "compiler", "target", "package_bytes")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON), st.text(max_size=20))
+def test_no_record_stops_the_search(folder: Path, changes: dict[str, Any], target: str) -> None:
+    if (folder / "a").exists():
+        shutil.rmtree(folder / "a")
+    _make(folder, "a", "avx", **{"target": target, **changes})
+    assert len(builds.find_builds()) + len(builds.unfit_builds()) <= 1
+
+
 def test_an_entry_with_a_wheel_only_waits_for_setup(folder: Path) -> None:
     package = _make(folder, "a", "avx")
     for file in [*package.rglob("*.*")]:
@@ -230,7 +250,7 @@ def test_a_library_that_does_not_load_says_where_it_is(folder: Path) -> None:
     (package / "llama_cpp.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')\n")
     builds_record = package.parent / "build.json"
     record = json.loads(builds_record.read_text())
-    builds_record.write_text(json.dumps({**record, "package_bytes": builds.package_bytes(package)}))
+    builds_record.write_text(json.dumps({**record, "package_bytes": builds.folder_bytes(package)}))
     with pytest.raises(NativeMissingError, match=r"(?s)libgomp.so.1: cannot open.*qwen-edge setup --force"):
         library.api.__wrapped__()
     assert "llama_cpp.llama_cpp" not in sys.modules

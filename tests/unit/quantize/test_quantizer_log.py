@@ -114,10 +114,10 @@ def test_death_of_the_child(child_is: ChildOf, code: str, expected: str) -> None
 
 
 def test_error_of_the_child_keeps_its_kind(child_is: ChildOf) -> None:
-    child_is("""print('{"error": "not there", "kind": "NativeMissingError", "hint": "make setup"}')""")
+    child_is("""print('{"error": "not there", "kind": "NativeMissingError", "hint": "qwen-edge setup"}')""")
     with pytest.raises(NativeMissingError, match="not there") as caught:
         run_quantizer(Path("x"), None, 2, n_threads=1)
-    assert caught.value.hint == "make setup"
+    assert caught.value.hint == "qwen-edge setup"
 
 
 def test_exception_in_the_callback_ends_the_child(child_is: ChildOf) -> None:
