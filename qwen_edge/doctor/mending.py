@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 
 from qwen_edge import paths
@@ -69,9 +68,7 @@ def _remove_leftovers(_say: Callable[[str], None]) -> str:
 
 
 def _build(say: Callable[[str], None]) -> str:
-    from qwen_edge.native.build import ensure_build
-    from qwen_edge.native.build_plan import detect_compiler, detect_cpu, pinned_version, plan_build
+    from qwen_edge.native.build import ensure_build, plan_here
 
-    plan = plan_build(detect_cpu(), detect_compiler(os.environ), os.environ, version=pinned_version())
-    build = ensure_build(plan, say=say)
+    build = ensure_build(plan_here(), say=say)
     return f"built the library for this CPU: {build.package}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from qwen_edge.doctor import machine
-from qwen_edge.doctor.report import Check, Fix, guarded
+from qwen_edge.doctor.remedies import INSTRUCTION_SETS, gain_of_others, lacking_sets, listed, ratios, remedy
+from qwen_edge.doctor.report import Check, guarded
 from qwen_edge.doctor.situation import (
     CHOSEN,
     PLAIN,
@@ -16,34 +17,12 @@ from qwen_edge.doctor.situation import (
     run_trials,
     title_of,
 )
-from qwen_edge.native.build_plan import Compiler, miscompiles_amx
+from qwen_edge.native.build_plan import miscompiles_amx
 from qwen_edge.native.builds import Build
 from qwen_edge.native.library_file import compiler_of, has_amx_kernels, has_library
 from qwen_edge.native.selftest import AGREEMENT_BOUND, SelfTest, TypeOutcome
-from qwen_edge.native.speed_trial import Speed
 
 GROUP = "Native library"
-
-# Ratios closer to 1 than this are what a busy machine does.
-_FASTER = 1.15
-
-# For people; the library's name in llama_print_system_info; the CPU's in /proc/cpuinfo.
-# Source: ggml_cpu_has_* and their names in ggml/src/ggml-cpu/ggml-cpu.cpp.
-_INSTRUCTION_SETS = (
-    ("AMX", "AMX_INT8", "amx_int8"),
-    ("AVX-512", "AVX512", "avx512f"),
-    ("AVX-512 VNNI", "AVX512_VNNI", "avx512_vnni"),
-    ("AVX-VNNI", "AVX_VNNI", "avx_vnni"),
-    ("AVX2", "AVX2", "avx2"),
-    ("FMA", "FMA", "fma"),
-    ("F16C", "F16C", "f16c"),
-    ("dot products (dotprod)", "DOTPROD", "asimddp"),
-    ("8-bit matrix products (i8mm)", "MATMUL_INT8", "i8mm"),
-    ("half precision (fp16)", "FP16_VA", "asimdhp"),
-    ("SVE", "SVE", "sve"),
-)
-
-_SETUP = "qwen-edge setup"
 
 
 def check_native(*, is_quick: bool, say: Callable[[str], None]) -> Iterator[Check]:
@@ -128,12 +107,12 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
     flags = build.flags or ""
     is_plain = "GGML_NATIVE=OFF" in flags
     if lacking:
-        found = f"built without {_listed(lacking)}, which this CPU has"
+        found = f"built without {listed(lacking)}, which this CPU has"
     elif is_plain and not info:
         found = "built without the instruction sets of this CPU"
     else:
-        used = [title for title, said, has in _INSTRUCTION_SETS if has in situation.cpu.features]
-        known = f" ({_listed(used)})" if used and info else ""
+        used = [title for title, said, has in INSTRUCTION_SETS if has in situation.cpu.features]
+        known = f" ({listed(used)})" if used and info else ""
         yield Check(
             group=GROUP,
             name="features",
@@ -179,7 +158,7 @@ def check_selftest(situation: Situation, trials: Trials) -> Iterator[Check]:
         group=GROUP,
         name="selftest",
         status="problem",
-        found=_failure(test, fast, plain) + _blame(build, situation, fast),
+        found=_failure(test, fast, plain) + _blame(build, situation, (*fast, *plain)),
         cost=_failure_cost(situation, trials, fast, plain),
         advice=advice,
         fix=fix,
@@ -206,7 +185,7 @@ def check_speed(situation: Situation, trials: Trials, *, is_explained: bool) -> 
         "37 MB trial model (Q4_0)"
     )
     beside = [
-        f"{_ratios(base, speed)} those of {'its ' * (name == PLAIN)}{name}"
+        f"{ratios(base, speed)} those of {'its ' * (name == PLAIN)}{name}"
         for name, speed in trials.speeds.items()
         if speed is not base
     ]
@@ -233,30 +212,25 @@ def check_speed(situation: Situation, trials: Trials, *, is_explained: bool) -> 
 
 def check_compiler(situation: Situation) -> Iterator[Check]:
     """Whether the library could be built here, and what the compiler is known for."""
-    compiler = situation.compiler
-    if compiler is None:
+    plan = situation.plan
+    if plan is None:
         yield Check(
             group=GROUP,
             name="compiler",
             status="note",
-            found="there is no C++ compiler here",
+            found=situation.obstacle,
             cost="the library cannot be built for this CPU",
-            advice=situation.compiler_advice,
-        )
-    elif situation.plan_problem:
-        yield Check(
-            group=GROUP,
-            name="compiler",
-            status="warning",
-            found=f"a build would be refused: {situation.plan_problem}",
+            advice=situation.obstacle_advice,
         )
     else:
         known = (
             "; it miscompiles the AMX kernels, qwen-edge setup gives it the flags against that"
-            if miscompiles_amx(situation.cpu, compiler)
+            if miscompiles_amx(plan.cpu, plan.compiler)
             else ""
         )
-        yield Check(group=GROUP, name="compiler", status="ok", found=f"compiler: {compiler.banner}{known}")
+        yield Check(
+            group=GROUP, name="compiler", status="ok", found=f"compiler: {plan.compiler.banner}{known}"
+        )
     for name in situation.hindering:
         yield Check(
             group=GROUP,
@@ -265,86 +239,6 @@ def check_compiler(situation: Situation) -> Iterator[Check]:
             found=f"{name}={os.environ[name]} in your environment keeps instruction sets out of a build",
             advice=f"unset {name}",
         )
-
-
-def lacking_sets(info: str, cpu_features: tuple[str, ...], has_amx: bool | None) -> tuple[str, ...]:
-    """Return the instruction sets, as people call them, that the CPU has and the library was built without.
-
-    Args:
-        info: What llama_print_system_info says; "" where it was not asked: nothing is told then.
-        cpu_features: As /proc/cpuinfo names them.
-        has_amx: Whether the AMX kernels are in the library's file; None where that is not known.
-    """
-    said = {part.split("=")[0].strip() for part in info.replace("CPU :", "").split("|") if "= 1" in part}
-    if has_amx is False:
-        said.discard("AMX_INT8")
-    if not said:
-        return ()
-    return tuple(
-        title for title, name, feature in _INSTRUCTION_SETS if feature in cpu_features and name not in said
-    )
-
-
-def remedy(
-    situation: Situation, *, is_lacking: bool = False, is_failing: bool = False, is_slower: bool = False
-) -> tuple[str, Fix | None]:
-    """Return the command that brings a better library, and what --fix would do.
-
-    Args:
-        situation: The facts.
-        is_lacking: The build in use leaves instruction sets out.
-        is_failing: It crashes or miscomputes.
-        is_slower: Another build here is faster.
-    """
-    build = situation.build
-    if build is not None and build.origin == "LLAMA_CPP_LIB_PATH":
-        # The person's own choice: named, never overridden.
-        return "unset LLAMA_CPP_LIB_PATH", None
-    if situation.compiler is None:
-        return situation.compiler_advice, None
-    if situation.plan_problem:
-        return situation.plan_problem, None
-    if is_lacking and situation.hindering:
-        return f"unset {' '.join(situation.hindering)}, then: {_SETUP}", None
-    if is_slower and any(other.key == situation.plan_key for other in situation.others):
-        return _SETUP, Fix(kind="build", does="put the build for this CPU and compiler first")
-    if (
-        build is not None
-        and build.key is not None
-        and build.key == situation.plan_key
-        and (is_failing or is_lacking)
-    ):
-        # The same compiler with the same flags would make the same library again.
-        other = "g++" if "clang" in situation.compiler.family else "clang++"
-        return f"CXX={other} {_SETUP}", None
-    return _SETUP, Fix(kind="build", does="build the library for this CPU and compiler, some minutes")
-
-
-def gain_of_others(situation: Situation, trials: Trials) -> str:
-    """Return by how much the fastest other build here is faster than what is used, in words; "" where none is."""
-    base = trials.speeds.get(CHOSEN) or trials.speeds.get(PLAIN)
-    others = {name: speed for name, speed in trials.speeds.items() if name not in (CHOSEN, PLAIN)}
-    if base is None or not others:
-        return ""
-    name, best = max(
-        others.items(), key=lambda item: item[1].prefill_tokens_per_s * item[1].decode_tokens_per_s
-    )
-    reads = best.prefill_tokens_per_s / base.prefill_tokens_per_s
-    writes = best.decode_tokens_per_s / base.decode_tokens_per_s
-    if max(reads, writes) < _FASTER:
-        return ""
-    return f"{name} reads prompts {reads:.1f} times and writes {writes:.1f} times as fast"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Return "A, B and C"."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def _ratios(speed: Speed, other: Speed) -> str:
-    reads = speed.prefill_tokens_per_s / other.prefill_tokens_per_s
-    writes = speed.decode_tokens_per_s / other.decode_tokens_per_s
-    return f"{reads:.1f} and {writes:.1f} times"
 
 
 def _failure(test: SelfTest, fast: tuple[TypeOutcome, ...], plain: tuple[TypeOutcome, ...]) -> str:
@@ -363,14 +257,18 @@ def _failure(test: SelfTest, fast: tuple[TypeOutcome, ...], plain: tuple[TypeOut
     return f"{kind} compute something else with {types}: {apart:.0%} apart, {AGREEMENT_BOUND:.1%} are allowed"
 
 
-def _blame(build: Build, situation: Situation, fast: tuple[TypeOutcome, ...]) -> str:
-    """Return the compiler that made a crashing build, where it is known for that."""
-    compiler: Compiler | None = compiler_of(build.library)
-    if compiler is None or not any(outcome.crash for outcome in fast):
+def _blame(build: Build, situation: Situation, failed: tuple[TypeOutcome, ...]) -> str:
+    """Return what makes a library crash like this, where that is known."""
+    crashes = [outcome.crash for outcome in failed if outcome.crash]
+    if any("SIGILL" in crash for crash in crashes):
+        return "; it was built for another CPU"
+    compiler = compiler_of(build.library)
+    if not crashes or compiler is None or not miscompiles_amx(situation.cpu, compiler):
         return ""
-    is_known = miscompiles_amx(situation.cpu, compiler) and "-fno-tree-dse" not in (build.flags or "")
+    if not has_amx_kernels(build.library) or "-fno-tree-dse" in (build.flags or ""):
+        return ""
     version = ".".join(map(str, compiler.version))
-    return f"; GCC {version} made it, which miscompiles the AMX kernels" if is_known else ""
+    return f"; GCC {version} made it, which miscompiles the AMX kernels"
 
 
 def _failure_cost(

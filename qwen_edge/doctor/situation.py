@@ -11,15 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qwen_edge.errors import QwenEdgeError
-from qwen_edge.native.build_plan import (
-    HONOURED,
-    Compiler,
-    Cpu,
-    detect_compiler,
-    detect_cpu,
-    pinned_version,
-    plan_build,
-)
+from qwen_edge.native.build import plan_here
+from qwen_edge.native.build_plan import HONOURED, BuildPlan, Cpu, detect_cpu
 from qwen_edge.native.builds import Build, UnfitBuild, chosen_build, find_builds, unfit_builds
 from qwen_edge.native.library_file import has_library
 from qwen_edge.native.selftest import SELFTEST_SHAPE, SELFTEST_TYPES, SelfTest, run_selftest
@@ -51,10 +44,9 @@ class Situation:
         others: Builds that could be used too, best first.
         unfit: Builds that are here and cannot be used.
         cpu: This machine's.
-        compiler: What would build; None without one.
-        compiler_advice: What brings a compiler, where there is none.
-        plan_key: Name of the build that `qwen-edge setup` would make; None where it cannot.
-        plan_problem: Why it cannot, where that is not the compiler.
+        plan: What `qwen-edge setup` would build; None where it cannot.
+        obstacle: Why it cannot.
+        obstacle_advice: The command that brings what is missing; "" where there is none.
         hindering: Variables of the environment that keep instruction sets out of a build.
     """
 
@@ -62,10 +54,9 @@ class Situation:
     others: tuple[Build, ...]
     unfit: tuple[UnfitBuild, ...]
     cpu: Cpu
-    compiler: Compiler | None
-    compiler_advice: str
-    plan_key: str | None
-    plan_problem: str
+    plan: BuildPlan | None
+    obstacle: str
+    obstacle_advice: str
     hindering: tuple[str, ...]
 
 
@@ -87,27 +78,23 @@ class Trials:
 def find_situation() -> Situation:
     """Look for builds and a compiler; loads nothing."""
     build = chosen_build()
-    cpu = detect_cpu()
-    compiler: Compiler | None = None
-    advice, problem, key = "", "", None
+    plan: BuildPlan | None = None
+    obstacle = advice = ""
     try:
-        compiler = detect_compiler(os.environ)
+        plan = plan_here()
     except QwenEdgeError as error:
-        advice = error.hint or ""
-    if compiler is not None:
-        try:
-            key = plan_build(cpu, compiler, os.environ, version=pinned_version()).key
-        except QwenEdgeError as error:
-            problem = str(error)
+        # The command stands on a line of its own, behind what it is for.
+        obstacle, advice = error.message, (error.hint or "").removeprefix("Install with:").strip()
+    except OSError as error:
+        obstacle = str(error)
     return Situation(
         build=build,
         others=tuple(other for other in find_builds() if build is None or other.library != build.library),
         unfit=unfit_builds(),
-        cpu=cpu,
-        compiler=compiler,
-        compiler_advice=advice,
-        plan_key=key,
-        plan_problem=problem,
+        cpu=detect_cpu(),
+        plan=plan,
+        obstacle=" ".join(obstacle.split()),
+        obstacle_advice=advice,
         hindering=tuple(name for name in HONOURED if _HINDERING.search(os.environ.get(name, ""))),
     )
 
