@@ -101,39 +101,44 @@ def print_report(
         done: What --fix did.
         changed: What is different since.
     """
-    from rich.markup import escape
-
+    worst = report.worst
     for title, lines in (("Done", done), ("Changed", changed)):
         for line in lines:
-            console.print(f"[bold]{title}:[/bold] {escape(line)}")
-    style = _STYLES[report.worst.status]
-    console.print(f"[{style}]{escape(report.verdict)}[/{style}]")
-    if report.worst.cost and report.worst.status in ("warning", "problem"):
-        console.print(escape(f"That costs: {report.worst.cost}."))
-    console.print(f"[bold]Next: {escape(report.next_step)}[/bold]")
+            _print_lines(console, f"{title}: {line}", "dim")
+    _print_lines(console, report.verdict, _STYLES[worst.status])
+    if worst.cost and worst.status in ("warning", "problem"):
+        _print_lines(console, f"That costs: {worst.cost}.")
+    _print_lines(console, f"Next: {report.next_step}", "bold")
     if report.next_step.endswith("--fix"):
-        console.print(escape(f"      It will {'; '.join(fix.does for fix in report.fixes)}."))
+        _print_lines(console, f"It will {'; '.join(fix.does for fix in report.fixes)}.", indent=6)
     for group, checks in itertools.groupby(report.checks, key=lambda check: check.group):
-        console.print(f"\n[bold]{escape(group)}[/bold]")
+        console.print()
+        _print_lines(console, group, "bold")
         for check in checks:
             _print_check(console, check)
+
+
+def _print_lines(console: Console, text: str, style: str = "", *, indent: int = 0) -> None:
+    from rich.text import Text
+
+    for line in _wrapped(text, console.width - indent):
+        console.print(Text(" " * indent + line, style=style), soft_wrap=True)
 
 
 def _print_check(console: Console, check: Check) -> None:
     """Write one check with its lines under each other; paths may be longer than a line, and are not broken."""
     from rich.text import Text
 
-    lines = _wrapped(check.found, console.width)
+    width = console.width - _STATUS_WIDTH - 2
+    lines = _wrapped(check.found, width)
     if check.cost:
-        lines += _wrapped(f"costs: {check.cost}", console.width)
-    advice = _wrapped(f"-> {check.advice}", console.width) if check.advice else []
+        lines += _wrapped(f"costs: {check.cost}", width)
+    advice = _wrapped(f"-> {check.advice}", width) if check.advice else []
     for i, line in enumerate([*lines, *advice]):
         status = Text(f"  {check.status if i == 0 else '':{_STATUS_WIDTH}}", style=_STYLES[check.status])
-        text = Text(line, style="bold" if i >= len(lines) else "")
-        console.print(status + text, soft_wrap=True)
+        console.print(status + Text(line, style="bold" if i >= len(lines) else ""), soft_wrap=True)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        text, max(20, width - _STATUS_WIDTH - 2), break_long_words=False, break_on_hyphens=False
-    )
+    """Return the lines of a text; words longer than a line, paths mostly, stay whole."""
+    return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False)

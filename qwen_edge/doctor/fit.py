@@ -10,7 +10,7 @@ from qwen_edge.catalog import MODELS, CatalogModel, parse_model_name
 from qwen_edge.doctor.report import Check
 from qwen_edge.errors import ModelNotFoundError
 from qwen_edge.gguf_header import read_header
-from qwen_edge.memory import Fit, MemoryEstimate, estimate_header_memory, estimate_memory, fits_of
+from qwen_edge.memory import MemoryEstimate, estimate_header_memory, estimate_memory, fits_of
 from qwen_edge.quant_types import file_type_of_id
 
 GROUP = "Memory"
@@ -73,27 +73,44 @@ def _largest(n_ctx: int, memory: device.AvailableMemory) -> Check:
 def _check_model(
     model: CatalogModel, type_name: str | None, n_ctx: int, memory: device.AvailableMemory
 ) -> Check:
-    fits = fits_of(model, n_ctx, memory.available_bytes)
-    offered = next((fit for fit in fits if fit.type_name == (type_name or _USUAL_TYPE)), None)
-    if offered is not None:
-        shown, need = offered.type_name, offered.memory
-    elif type_name is not None and model.shape is not None:
-        shown, need = type_name, estimate_memory(model.shape, type_name, n_ctx)
-    elif type_name is None and fits:
-        shown, need = fits[0].type_name, fits[0].memory
-    else:
-        raise ModelNotFoundError(
-            f"{model.name} is not offered as {type_name}", hint=f"qwen-edge list {model.name} shows what is."
-        )
-    smaller = next((fit for fit in fits if fit.fits and fit.memory.total_bytes < need.total_bytes), None)
-    return _compared(f"{model.name} as {shown}", need, n_ctx, memory, smaller=smaller, model=model)
+    shown, need = _need(model, type_name, n_ctx)
+    title = f"{model.name} as {shown}"
+    if need.total_bytes <= memory.available_bytes:
+        return _compared(title, need, n_ctx, memory)
+    smaller = [
+        fit
+        for fit in fits_of(model, n_ctx, memory.available_bytes)
+        if fit.fits and fit.memory.total_bytes < need.total_bytes
+    ]
+    short_ctx = _shorter(n_ctx)
+    _, short = _need(model, shown, short_ctx)
+    advice = [f"qwen-edge pull {model.name}@{fit.type_name}" for fit in smaller[:1]]
+    return _compared(title, need, n_ctx, memory, advice=advice, short=short)
+
+
+def _need(model: CatalogModel, type_name: str | None, n_ctx: int) -> tuple[str, MemoryEstimate]:
+    """Return a type of a model, the usual one without a name, and what it needs."""
+    fits = {fit.type_name: fit.memory for fit in fits_of(model, n_ctx, 0)}
+    wanted = type_name or (_USUAL_TYPE if _USUAL_TYPE in fits else next(iter(fits), ""))
+    if wanted in fits:
+        return wanted, fits[wanted]
+    if model.shape is not None:
+        return wanted, estimate_memory(model.shape, wanted, n_ctx)
+    raise ModelNotFoundError(
+        f"{model.name} is not offered as {wanted}", hint=f"qwen-edge list {model.name} shows what is."
+    )
 
 
 def _check_file(path: Path, n_ctx: int, memory: device.AvailableMemory) -> Check:
     header = read_header(path)
     kind = file_type_of_id(header.metadata.get("general.file_type"))
     title = f"{path.name}{f' ({kind.name})' if kind else ''}"
-    return _compared(title, estimate_header_memory(header, n_ctx), n_ctx, memory)
+    short = estimate_header_memory(header, _shorter(n_ctx))
+    return _compared(title, estimate_header_memory(header, n_ctx), n_ctx, memory, short=short)
+
+
+def _shorter(n_ctx: int) -> int:
+    return max(256, n_ctx // 4)
 
 
 def _compared(
@@ -102,24 +119,30 @@ def _compared(
     n_ctx: int,
     memory: device.AvailableMemory,
     *,
-    smaller: Fit | None = None,
-    model: CatalogModel | None = None,
+    advice: Sequence[str] = (),
+    short: MemoryEstimate | None = None,
 ) -> Check:
+    """Return the finding.
+
+    Args:
+        title: What is to be loaded.
+        need: What that takes.
+        n_ctx: With this context, in tokens.
+        memory: What is free.
+        advice: Ways out that were found.
+        short: What a shorter context takes; a way out where it fits.
+    """
     fits = need.total_bytes <= memory.available_bytes
-    advice: Sequence[str] = ()
-    if not fits:
-        advice = (
-            *([f"qwen-edge pull {model.name}@{smaller.type_name}"] if smaller and model else []),
-            f"a smaller context: --n-ctx {max(256, n_ctx // 4)}",
-        )
+    if short is not None and not fits and short.total_bytes <= memory.available_bytes:
+        advice = [*advice, f"a shorter context: --n-ctx {_shorter(n_ctx)}"]
     return Check(
         group=GROUP,
         name="fit",
         status="ok" if fits else "problem",
         found=f"{title} needs {_gigabytes(need.total_bytes)} with a context of {n_ctx} tokens "
         f"({_gigabytes(need.weights_bytes)} weights, {_gigabytes(need.kv_bytes)} cache); {memory.reason}",
-        cost="" if fits else "loading it would be refused, or push other programs out",
-        advice=", or ".join(advice),
+        cost="" if fits else "it does not fit",
+        advice="" if fits else ", or ".join(advice) or "qwen-edge list",
     )
 
 

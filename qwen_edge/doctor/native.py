@@ -189,6 +189,7 @@ def check_speed(situation: Situation, trials: Trials, *, is_explained: bool) -> 
         for name, speed in trials.speeds.items()
         if speed is not base
     ]
+    figures += trials.rivals
     gain = gain_of_others(situation, trials)
     if gain and not is_explained:
         advice, fix = remedy(situation, is_slower=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwen_edge import device
 from qwen_edge.errors import QwenEdgeError
 from qwen_edge.native.build import plan_here
 from qwen_edge.native.build_plan import HONOURED, BuildPlan, Cpu, detect_cpu
@@ -68,11 +69,13 @@ class Trials:
         selftest: None where there is no library.
         speeds: By CHOSEN, PLAIN, or the title of another build.
         unmeasured: Why there are no speeds; "" where there are.
+        rivals: A remark where other programs wanted the cores too: the speeds are too low then, their ratios hold.
     """
 
     selftest: SelfTest | None = None
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     unmeasured: str = ""
+    rivals: str = ""
 
 
 def find_situation() -> Situation:
@@ -117,6 +120,8 @@ def run_trials(situation: Situation, *, is_quick: bool, say: Callable[[str], Non
     """
     if situation.build is None or not has_library(situation.build.library):
         return Trials(unmeasured="there is no library")
+    # Asked before: the trials are load too.
+    rivals = _rivals()
     with tempfile.TemporaryDirectory(prefix="qwen-edge-doctor-") as name:
         folder = Path(name)
         say("trying the native library")
@@ -135,7 +140,16 @@ def run_trials(situation: Situation, *, is_quick: bool, say: Callable[[str], Non
         left_s = SPEED_BUDGET_S - (time.monotonic() - started)
         speeds = measure_speeds(_contestants(situation, selftest), file, budget_s=left_s)
         late = "" if speeds else f"no trial ended within {SPEED_BUDGET_S:.0f} s"
-        return Trials(selftest=selftest, speeds=speeds, unmeasured=late)
+        return Trials(selftest=selftest, speeds=speeds, unmeasured=late, rivals=rivals)
+
+
+def _rivals() -> str:
+    cores = device.usable_cores()
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows does not tell
+        return ""
+    return f", beside other programs (load {load:.0f} on {cores} cores)" if load > cores / 2 + 1 else ""
 
 
 def _contestants(situation: Situation, selftest: SelfTest) -> list[Contestant]:

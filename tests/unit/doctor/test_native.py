@@ -222,6 +222,13 @@ def test_speed_beside_plain_kernels(library: Path) -> None:
     )
 
 
+def test_a_busy_machine_is_named(library: Path) -> None:
+    speeds = {CHOSEN: speed(2, 1), PLAIN: speed(1, 1)}
+    trials = Trials(speeds=speeds, rivals=", beside other programs (load 9 on 2 cores)")
+    check = only(native.check_speed(situation(build_in(library)), trials, is_explained=False))
+    assert "(Q4_0), beside other programs (load 9 on 2 cores): 2.0 and 1.0 times" in check.found
+
+
 def test_a_faster_build_beside_is_a_warning_once(library: Path) -> None:
     speeds = {CHOSEN: speed(100, 50), "the environment's llama-cpp-python": speed(200, 50)}
     trials = tried(speeds=speeds, Q4_0=None)
