@@ -15,7 +15,6 @@ from qwen_edge.doctor.situation import (
     Trials,
     find_situation,
     run_trials,
-    title_of,
 )
 from qwen_edge.native.build_plan import miscompiles_amx
 from qwen_edge.native.builds import Build
@@ -23,6 +22,12 @@ from qwen_edge.native.library_file import compiler_of, has_amx_kernels, has_libr
 from qwen_edge.native.selftest import AGREEMENT_BOUND, SelfTest, TypeOutcome
 
 GROUP = "Native library"
+
+_HOMES = {
+    "setup": "built by qwen-edge setup",
+    "environment": "installed in this environment",
+    "LLAMA_CPP_LIB_PATH": "named by LLAMA_CPP_LIB_PATH",
+}
 
 
 def check_native(*, is_quick: bool, say: Callable[[str], None]) -> Iterator[Check]:
@@ -79,7 +84,7 @@ def check_library(situation: Situation, *, has_onnx: bool) -> Iterator[Check]:
     where = (
         f"LLAMA_CPP_LIB_PATH names {build.library}: it is used, other builds are not"
         if is_named
-        else f"llama-cpp-python {build.version or 'of unknown version'}, {title_of(build)}"
+        else f"llama-cpp-python {build.version or 'of unknown version'}, {_HOMES[build.origin]}"
     )
     yield Check(
         group=GROUP,
@@ -158,7 +163,8 @@ def check_selftest(situation: Situation, trials: Trials) -> Iterator[Check]:
         group=GROUP,
         name="selftest",
         status="problem",
-        found=_failure(test, fast, plain) + _blame(build, situation, (*fast, *plain)),
+        found=_failure(test, fast, plain)
+        + _blame(build, situation, (*fast, *plain), has_loaded=bool(test.system_info)),
         cost=_failure_cost(situation, trials, fast, plain),
         advice=advice,
         fix=fix,
@@ -248,8 +254,8 @@ def _failure(test: SelfTest, fast: tuple[TypeOutcome, ...], plain: tuple[TypeOut
         return f"the library does not load: {failed[0].crash or failed[0].error}"
     kind = "its plain kernels too" if plain else "its fast kernels"
     types = ", ".join(outcome.type_name for outcome in failed)
-    if crashed := next((outcome.crash for outcome in failed if outcome.crash), ""):
-        return f"{kind} crash with {types} ({crashed})"
+    if crashes := dict.fromkeys(outcome.crash for outcome in failed if outcome.crash):
+        return f"{kind} crash with {types} ({', '.join(crashes)})"
     if error := next((outcome.error for outcome in failed if outcome.error), ""):
         return f"{kind} fail with {types}: {error}"
     if any(outcome.is_finite is False for outcome in failed):
@@ -258,11 +264,11 @@ def _failure(test: SelfTest, fast: tuple[TypeOutcome, ...], plain: tuple[TypeOut
     return f"{kind} compute something else with {types}: {apart:.0%} apart, {AGREEMENT_BOUND:.1%} are allowed"
 
 
-def _blame(build: Build, situation: Situation, failed: tuple[TypeOutcome, ...]) -> str:
+def _blame(build: Build, situation: Situation, failed: tuple[TypeOutcome, ...], *, has_loaded: bool) -> str:
     """Return what makes a library crash like this, where that is known."""
     crashes = [outcome.crash for outcome in failed if outcome.crash]
-    if any("SIGILL" in crash for crash in crashes):
-        return "; it was built for another CPU"
+    if not has_loaded:
+        return "; it was built for another CPU" if any("SIGILL" in crash for crash in crashes) else ""
     compiler = compiler_of(build.library)
     if not crashes or compiler is None or not miscompiles_amx(situation.cpu, compiler):
         return ""

@@ -129,6 +129,6 @@ def guarded(group: str, name: str, look: Callable[[], Iterable[Check] | Check]) 
                 name=name,
                 status="warning",
                 found=f"this could not be looked at: {message}",
-                advice=hint,
+                advice=hint or "QWEN_EDGE_DEBUG=1 qwen-edge doctor",
             )
         ]

@@ -174,15 +174,16 @@ def _logits(path: Path, kernels: Kernels) -> NDArray[np.float32]:
     model = NativeModel(path, safe_kernels=kernels == "safe")
     tokens = [(7 * i + 3) % model.n_vocab for i in range(_N_TOKENS)]
     config = LoadConfig(n_ctx=256, n_batch=_N_TOKENS)
-    # Two: what differs between threads is seen, and a busy machine does not make many wait for each other.
-    context = NativeContext(model, config, min(2, device.usable_cores()), logits_for_all=True)
     logits = np.empty((2, _N_TOKENS, model.n_vocab), np.float32)
-    context.append(tokens)
-    context.copy_logits(logits[0])
-    context.rewind(0)
+    # Two threads, for what goes wrong between them; one for the many short calls: on a busy machine threads wait for
+    # each other, and those calls would take half a minute.
+    batch = NativeContext(model, config, min(2, device.usable_cores()), logits_for_all=True)
+    batch.append(tokens)
+    batch.copy_logits(logits[0])
+    single = NativeContext(model, config, 1, logits_for_all=True)
     for i, token in enumerate(tokens):
-        context.append([token])
-        context.copy_logits(logits[1, i : i + 1])
+        single.append([token])
+        single.copy_logits(logits[1, i : i + 1])
     model.close()
     return logits
 

@@ -1,6 +1,6 @@
 """How fast builds and kernels are beside each other: the same file, in turns, each turn in a child of its own.
 
-Run as `python -m qwen_edge.native.speed_trial FILE fast|safe`, it is one turn.
+Run as `python -m qwen_edge.native.speed_trial FILE fast|safe THREADS`, it is one turn.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qwen_edge import device
 from qwen_edge.catalog_types import Shape
 from qwen_edge.native import child
 from qwen_edge.native.builds import Build
@@ -75,13 +76,16 @@ class _Turns:
     decode: list[float] = field(default_factory=list)
 
 
-def measure_speeds(contestants: Sequence[Contestant], file: Path, *, budget_s: float) -> dict[str, Speed]:
+def measure_speeds(
+    contestants: Sequence[Contestant], file: Path, *, budget_s: float, n_threads: int | None = None
+) -> dict[str, Speed]:
     """Measure in turns, so that a machine that is busy for a while is so for all.
 
     Args:
         contestants: Of different names.
         file: A GGUF file.
         budget_s: Wall clock for all; a turn that would go beyond it is ended.
+        n_threads: CPU threads; None for as many as a model is run with.
 
     Returns:
         Speeds by name; who did not finish a turn is missing.
@@ -95,7 +99,9 @@ def measure_speeds(contestants: Sequence[Contestant], file: Path, *, budget_s: f
             if left_s <= 0 or len(taken.prefill) < turn:
                 continue  # out of time, or it died in the turn before
             process = child.start_child(
-                "qwen_edge.native.speed_trial", [str(file), contestant.kernels], build=contestant.build
+                "qwen_edge.native.speed_trial",
+                [str(file), contestant.kernels, str(n_threads or device.usable_cores())],
+                build=contestant.build,
             )
             stdout, _, _ = child.finish(process, left_s)
             for line in child.json_lines(stdout):
@@ -112,14 +118,13 @@ def measure_speeds(contestants: Sequence[Contestant], file: Path, *, budget_s: f
     }
 
 
-def _run_as_child(path: str, kernels: str) -> None:
-    from qwen_edge import device
+def _run_as_child(path: str, kernels: str, n_threads: int) -> None:
     from qwen_edge.config import LoadConfig
     from qwen_edge.native.handles import NativeContext, NativeModel
 
     model = NativeModel(path, safe_kernels=kernels == "safe")
     config = LoadConfig(n_ctx=512, n_batch=_N_PROMPT_TOKENS)
-    context = NativeContext(model, config, device.usable_cores())
+    context = NativeContext(model, config, n_threads)
     prompt = [(7 * i + 3) % model.n_vocab for i in range(_N_PROMPT_TOKENS)]
 
     def prefill() -> None:
@@ -153,4 +158,4 @@ def _median_s(action: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    _run_as_child(sys.argv[1], sys.argv[2])
+    _run_as_child(sys.argv[1], sys.argv[2], int(sys.argv[3]))

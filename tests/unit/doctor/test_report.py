@@ -67,8 +67,8 @@ def test_json_has_all_of_it() -> None:
     ("error", "found", "advice"),
     [
         (ConfigError("no such thing", hint="Say another."), "no such thing", "Say another."),
-        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", ""),
-        (OSError(5, "I/O error"), "OSError: [Errno 5] I/O error", ""),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero", "QWEN_EDGE_DEBUG=1 qwen-edge doctor"),
+        (OSError(5, "I/O error"), "OSError: [Errno 5] I/O error", "QWEN_EDGE_DEBUG=1 qwen-edge doctor"),
     ],
 )
 def test_a_check_that_fails_is_a_finding(error: Exception, found: str, advice: str) -> None:
