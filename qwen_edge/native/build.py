@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from qwen_edge.errors import NativeError
 from qwen_edge.files import atomic_path
 from qwen_edge.native import build_needs
-from qwen_edge.native.build_log import failure, run_logged
+from qwen_edge.native.build_log import Outcome, failure, run_logged
 from qwen_edge.native.build_needs import BUILD_ELSEWHERE
 from qwen_edge.native.build_plan import (
     CMAKE_INCLUDE,
@@ -160,24 +160,28 @@ def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say)
         say(f"  going on with {n_objects(work)} compiled files of a run that did not end")
     say(f"  log: {log}")
     started = time.monotonic()
-    pip = build_needs.pip_command(work)
-    _fetch_source(plan, pip, env, work, log, say)
-    command = [
-        *pip, "wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"),
-        f"--config-settings=build-dir={work / 'objects'}", str(next((work / "source").iterdir())),
-    ]  # fmt: skip
-    outcome = run_logged(command, env, log, say)
+    outcome = _make_wheel(plan, work, env, log, say)
     if outcome.exit_code != 0 and kept and not outcome.remedy:
         say("  that failed with what was there: starting clean")
         shutil.rmtree(work)
-        env = build_environment(plan, work, jobs)
-        _fetch_source(plan, build_needs.pip_command(work), env, work, log, say)
-        outcome = run_logged(command, env, log, say)
+        outcome = _make_wheel(plan, work, build_environment(plan, work, jobs), log, say)
     if outcome.exit_code != 0:
         raise failure(f"building {_PROJECT} {plan.version}", outcome, log, say)
     seconds = time.monotonic() - started
     _install(plan, work, entry, {"seconds": round(seconds, 1), "jobs": n_jobs})
     say(f"built in {seconds:.0f} s: {entry}")
+
+
+def _make_wheel(plan: BuildPlan, work: Path, env: dict[str, str], log: Path, say: Say) -> Outcome:
+    """Run pip, which runs CMake and the compiler; the wheel is in the work folder where that worked."""
+    pip = build_needs.pip_command(work)
+    _fetch_source(plan, pip, env, work, log, say)
+    command = [
+        *pip, "wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"),
+        f"--config-settings=build-dir={work / 'objects'}", "--config-settings=ninja.make-fallback=false",
+        str(next((work / "source").iterdir())),
+    ]  # fmt: skip
+    return run_logged(command, env, log, say)
 
 
 def _fetch_source(
@@ -279,7 +283,8 @@ def jobs_from(env: Mapping[str, str]) -> int:
 def is_resumable(work: Path) -> bool:
     """Return whether a build can go on in a work folder.
 
-    Ninja knows which objects it finished. Make goes by their time and would take a half-written one for whole.
+    Ninja knows which objects it finished; where it is not installed, pip fetches it for the build. Make, which a
+    CMAKE_GENERATOR may ask for, goes by their time and would take a half-written one for whole.
     """
     objects = work / "objects"
     return (work / "source").is_dir() and (not objects.exists() or (objects / "build.ninja").is_file())

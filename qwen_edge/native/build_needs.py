@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import psutil
@@ -39,7 +40,7 @@ def check_tools() -> None:
     )
     if done.returncode != 0:
         message, _, hint = done.stderr.strip().partition("\nInstall with:\n")
-        raise NativeError(message, hint="Install with:\n" + hint if hint else None)
+        raise NativeError(message, hint="Install with:\n" + textwrap.indent(hint, "  ") if hint else None)
 
 
 def check_disk(folder: Path, kept_bytes: int) -> None:

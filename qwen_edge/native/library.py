@@ -76,9 +76,10 @@ def _import_bindings(build: builds.Build) -> ModuleType:
         ModuleNotFoundError, OSError, RuntimeError, AttributeError: The bindings are incomplete, or the library does not
             load, or is of another version than the bindings.
     """
-    if not os.environ.get("LLAMA_CPP_LIB_PATH"):
-        # The bindings take an empty one for the current folder.
-        os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+    # The bindings read it too, and take an empty one for the current folder.
+    named = os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+    if build.origin == "LLAMA_CPP_LIB_PATH":
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(build.library)
     before = {name: sys.modules.pop(name) for name in _BINDINGS if name in sys.modules}
     parent = ModuleType("llama_cpp")
     parent.__path__ = [str(build.package)]
@@ -89,6 +90,9 @@ def _import_bindings(build: builds.Build) -> ModuleType:
         for name in _BINDINGS:
             sys.modules.pop(name, None)
         sys.modules.update(before)
+        os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+        if named is not None:
+            os.environ["LLAMA_CPP_LIB_PATH"] = named
 
 
 def _missing() -> NativeMissingError:

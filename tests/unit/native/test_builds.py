@@ -268,6 +268,24 @@ def test_the_bindings_are_imported_alone_and_the_names_given_back(
     assert isinstance(importlib.machinery.PathFinder.find_spec("llama_cpp"), importlib.machinery.ModuleSpec)
 
 
+@pytest.mark.parametrize("named", [None, "", "/mine"])
+def test_the_bindings_load_the_library_of_their_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    package = _install(tmp_path / "site", monkeypatch)
+    (package / "llama_cpp.py").write_text("import os\nSEEN = os.environ.get('LLAMA_CPP_LIB_PATH')\n")
+    own = builds.chosen_build()
+    assert own is not None
+    if named is not None:
+        monkeypatch.setenv("LLAMA_CPP_LIB_PATH", named)
+    chosen = builds.chosen_build()
+    assert chosen is not None
+    seen = library._import_bindings(chosen).SEEN
+    assert seen == (named or None)
+    assert library._import_bindings(own).SEEN is None, "another build that was asked for"
+    assert os.environ.get("LLAMA_CPP_LIB_PATH") == named
+
+
 def test_a_child_uses_what_its_parent_uses(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
