@@ -65,7 +65,8 @@ def remedy(
         return "unset LLAMA_CPP_LIB_PATH", None
     plan = situation.plan
     if plan is None:
-        return situation.obstacle_advice or situation.obstacle, None
+        command = situation.obstacle_advice
+        return (f"{command} && {_SETUP}" if command else situation.obstacle), None
     if is_lacking and situation.hindering:
         return f"unset {' '.join(situation.hindering)}; {_SETUP}", None
     if is_slower and any(other.key == plan.key for other in situation.others):

@@ -86,8 +86,7 @@ def find_situation() -> Situation:
     try:
         plan = plan_here()
     except QwenEdgeError as error:
-        # The command stands on a line of its own, behind what it is for.
-        obstacle, advice = error.message, (error.hint or "").removeprefix("Install with:").strip()
+        obstacle, advice = _in_short(error)
     except OSError as error:
         obstacle = str(error)
     return Situation(
@@ -96,10 +95,23 @@ def find_situation() -> Situation:
         unfit=unfit_builds(),
         cpu=detect_cpu(),
         plan=plan,
-        obstacle=" ".join(obstacle.split()),
+        obstacle=obstacle,
         obstacle_advice=advice,
         hindering=tuple(name for name in HONOURED if _HINDERING.search(os.environ.get(name, ""))),
     )
+
+
+def _in_short(error: QwenEdgeError) -> tuple[str, str]:
+    """Return why a build cannot be made, and the command that changes that, each on one line.
+
+    What is missing stands as a list in the message, the command under its heading in the hint.
+    """
+    lines = error.message.splitlines()
+    missing = [line.strip().removeprefix("- ") for line in lines if line.strip().startswith("- ")]
+    obstacle = f"to build it, this is missing: {', '.join(missing)}" if missing else " ".join(lines)
+    hint = [line.strip() for line in (error.hint or "").splitlines() if line.strip()]
+    is_headed = len(hint) > 1 and hint[0].endswith(":")
+    return obstacle, hint[1] if is_headed else " ".join(hint)
 
 
 def title_of(build: Build) -> str:

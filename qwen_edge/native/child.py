@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -32,22 +31,15 @@ def start_child(module: str, args: Sequence[str], *, build: Build | None = None)
         args: What it finds in sys.argv[1:].
         build: Native library that it uses; None for the one that this process uses.
     """
-    chosen = build or chosen_build()
-    env = dict(os.environ)
-    # The bindings load what this names, whichever build they belong to.
-    env.pop("LLAMA_CPP_LIB_PATH", None)
-    if chosen is not None and chosen.origin == "LLAMA_CPP_LIB_PATH":
-        env["LLAMA_CPP_LIB_PATH"] = str(chosen.library)
     package_parent = str(Path(__file__).resolve().parents[2])
     code = _BOOTSTRAP.format(
         paths=[package_parent, *sys.path],
         argv=[module, *args],
-        build=pickle.dumps(chosen),
+        build=pickle.dumps(build or chosen_build()),
         module=module,
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

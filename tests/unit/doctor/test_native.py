@@ -263,7 +263,8 @@ def test_nothing_built_and_no_compiler() -> None:
         None, plan=None, obstacle="no C++ compiler", obstacle_advice="sudo apt-get install -y build-essential"
     )
     check = only(native.check_library(facts, has_onnx=False))
-    assert (check.advice, check.fix) == ("sudo apt-get install -y build-essential", None)
+    assert check.advice == "sudo apt-get install -y build-essential && qwen-edge setup"
+    assert check.fix is None
     compiler = only(native.check_compiler(facts))
     assert (compiler.status, compiler.advice) == ("note", "sudo apt-get install -y build-essential")
 
@@ -312,15 +313,15 @@ def test_a_build_that_is_there_is_put_first(library: Path) -> None:
 def test_the_command_that_brings_a_compiler_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> BuildPlan:
         raise NativeError(
-            "it cannot be built yet. Missing:\n  - a C++ compiler",
-            hint="Install with:\n  apt-get install g++",
+            "it cannot be built yet. Missing:\n  - a C++ compiler\n  - CMake",
+            hint="Install with:\n    apt-get install g++ cmake\n  Then run qwen-edge setup again.",
         )
 
     monkeypatch.setattr("qwen_edge.doctor.situation.plan_here", missing)
     facts = find_situation()
     assert facts.plan is None
-    assert facts.obstacle == "it cannot be built yet. Missing: - a C++ compiler"
-    assert facts.obstacle_advice == "apt-get install g++"
+    assert facts.obstacle == "to build it, this is missing: a C++ compiler, CMake"
+    assert facts.obstacle_advice == "apt-get install g++ cmake"
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,25 @@ def test_a_turn_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_shape_has_rows_of_whole_blocks_of_256() -> None:
     for shape in (selftest.SELFTEST_SHAPE, speed_trial.SPEED_SHAPE):
         assert all(width % 256 == 0 for width in (shape.hidden_size, shape.ffn_size, shape.q_size))
+
+
+def test_a_child_dies_with_an_interrupted_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = popen("import time; time.sleep(60)", [])
+    real, calls = process.communicate, []
+
+    def interrupted(timeout: float | None = None) -> tuple[str, str]:
+        calls.append(timeout)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real()
+
+    monkeypatch.setattr(process, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        child.finish(process, 5)
+    assert process.returncode == -9
+
+
+def test_lines_of_a_child_that_are_no_objects_are_left_out() -> None:
+    assert child.json_lines('{"a": 1}\nnoise\n[1]\n{"cut of') == [{"a": 1}]
+    assert child.last_line("a\n  b \n\n") == "b"
+    assert child.last_line("") == ""
