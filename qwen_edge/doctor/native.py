@@ -130,7 +130,7 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
     if is_plain:
         found += " (flag GGML_NATIVE=OFF)"
     advice, fix = remedy(situation, is_lacking=True)
-    cost = gain_of_others(situation, trials)
+    cost = gain_of_others(trials)
     after = "speed; how much is measured once another build is here"
     yield Check(
         group=GROUP,
@@ -196,7 +196,7 @@ def check_speed(situation: Situation, trials: Trials, *, is_explained: bool) -> 
         if speed is not base
     ]
     figures += trials.rivals
-    gain = gain_of_others(situation, trials)
+    gain = gain_of_others(trials)
     if gain and not is_explained:
         advice, fix = remedy(situation, is_slower=True)
         yield Check(
@@ -286,6 +286,6 @@ def _failure_cost(
     if not any(outcome.crash for outcome in fast):
         return "answers of such models are wrong"
     slower = "the plain kernels are used: right answers, slower"
-    if gain := gain_of_others(situation, trials):
+    if gain := gain_of_others(trials):
         return f"{slower}; {gain}"
     return f"{slower}; how much is measured once another build is here"

@@ -77,7 +77,7 @@ def remedy(
     return _SETUP, Fix(kind="build", does="build the library for this CPU and compiler, some minutes")
 
 
-def gain_of_others(situation: Situation, trials: Trials) -> str:
+def gain_of_others(trials: Trials) -> str:
     """Return by how much the fastest other build here is faster than what is used, in words; "" where none is."""
     base = trials.speeds.get(CHOSEN) or trials.speeds.get(PLAIN)
     others = {name: speed for name, speed in trials.speeds.items() if name not in (CHOSEN, PLAIN)}
@@ -86,11 +86,15 @@ def gain_of_others(situation: Situation, trials: Trials) -> str:
     name, best = max(
         others.items(), key=lambda item: item[1].prefill_tokens_per_s * item[1].decode_tokens_per_s
     )
-    reads = best.prefill_tokens_per_s / base.prefill_tokens_per_s
-    writes = best.decode_tokens_per_s / base.decode_tokens_per_s
-    if max(reads, writes) < _FASTER:
+    ratios_of_best = {
+        "reads prompts": best.prefill_tokens_per_s / base.prefill_tokens_per_s,
+        "writes": best.decode_tokens_per_s / base.decode_tokens_per_s,
+    }
+    # What is faster at the one and slower at the other is a matter of taste, or of chance.
+    if min(ratios_of_best.values()) < 1 / _FASTER:
         return ""
-    return f"{name} reads prompts {reads:.1f} times and writes {writes:.1f} times as fast"
+    gains = [f"{verb} {ratio:.1f} times" for verb, ratio in ratios_of_best.items() if ratio >= _FASTER]
+    return f"{name} {' and '.join(gains)} as fast" if gains else ""
 
 
 def listed(words: Sequence[str]) -> str:

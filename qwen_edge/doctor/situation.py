@@ -114,8 +114,10 @@ def _in_short(error: QwenEdgeError) -> tuple[str, str]:
     return obstacle, hint[1] if is_headed else " ".join(hint)
 
 
-def title_of(build: Build) -> str:
-    """Return how the report calls a build."""
+def title_of(build: Build, *, beside: Build | None) -> str:
+    """Return how the report calls a build, beside the one in use."""
+    if build.origin == "setup" and beside is not None and beside.origin == "setup":
+        return f"another build of qwen-edge setup ({build.key})"
     return _TITLES[build.origin]
 
 
@@ -150,7 +152,7 @@ def run_trials(situation: Situation, *, is_quick: bool, say: Callable[[str], Non
         file = folder / "speed.gguf"
         write_trial_model(file, SPEED_SHAPE, SPEED_TYPE)
         left_s = SPEED_BUDGET_S - (time.monotonic() - started)
-        # Threads of one call wait for each other: on a busy machine one of them alone is the fair measure.
+        # Threads of one call wait for each other: on a busy machine one alone, in CPU time, is the fair measure.
         n_threads = 1 if rivals else None
         speeds = measure_speeds(_contestants(situation, selftest), file, budget_s=left_s, n_threads=n_threads)
         late = "" if speeds else f"no trial ended within {SPEED_BUDGET_S:.0f} s"
@@ -165,16 +167,15 @@ def _rivals() -> str:
         return ""
     if load <= cores / 2 + 1:
         return ""
-    return f", with one thread, for this machine is busy (load {load:.0f} on {cores} cores)"
+    return f", in CPU time of one thread, for this machine is busy (load {load:.0f} on {cores} cores)"
 
 
 def _contestants(situation: Situation, selftest: SelfTest) -> list[Contestant]:
     crashes = any(outcome.crash for outcome in selftest.failures("fast"))
     chosen = [] if crashes else [Contestant(name=CHOSEN, build=situation.build)]
     plain = Contestant(name=PLAIN, build=situation.build, kernels="safe")
-    titles: dict[str, Build] = {}
-    for other in situation.others:
-        title = title_of(other)
-        titles[f"{title} ({other.key})" if title in titles else title] = other
-    others = [Contestant(name=title, build=other) for title, other in list(titles.items())[:_MAX_OTHERS]]
+    others = [
+        Contestant(name=title_of(other, beside=situation.build), build=other)
+        for other in situation.others[:_MAX_OTHERS]
+    ]
     return [*chosen, plain, *others]

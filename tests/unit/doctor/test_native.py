@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from qwen_edge.doctor import native
-from qwen_edge.doctor.remedies import lacking_sets, remedy
+from qwen_edge.doctor.remedies import gain_of_others, lacking_sets, remedy
 from qwen_edge.doctor.report import Check
-from qwen_edge.doctor.situation import CHOSEN, PLAIN, Situation, Trials, find_situation
+from qwen_edge.doctor.situation import CHOSEN, PLAIN, Situation, Trials, find_situation, title_of
 from qwen_edge.errors import NativeError
 from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
 from qwen_edge.native.builds import Build, Origin, UnfitBuild
@@ -236,6 +236,29 @@ def test_a_faster_build_beside_is_a_warning_once(library: Path) -> None:
     check = only(native.check_speed(facts, trials, is_explained=False))
     assert (check.status, check.advice, check.fix) == ("warning", "unset LLAMA_CPP_LIB_PATH", None)
     assert only(native.check_speed(facts, trials, is_explained=True)).status == "note"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "gain"),
+    [
+        (200, 51, "the other reads prompts 2.0 times as fast"),
+        (101, 100, "the other writes 2.0 times as fast"),
+        (200, 100, "the other reads prompts 2.0 times and writes 2.0 times as fast"),
+        (300, 30, ""),
+        (105, 52, ""),
+    ],
+)
+def test_only_what_is_faster_is_told(prefill: float, decode: float, gain: str) -> None:
+    trials = Trials(
+        speeds={CHOSEN: speed(100, 50), PLAIN: speed(900, 900), "the other": speed(prefill, decode)}
+    )
+    assert gain_of_others(trials) == gain
+
+
+def test_two_builds_of_setup_are_told_apart(library: Path) -> None:
+    older = build_in(library, "setup", key="0f")
+    assert title_of(older, beside=older) == "another build of qwen-edge setup (0f)"
+    assert title_of(older, beside=None) == "the build of qwen-edge setup"
 
 
 def test_what_a_busy_machine_does_is_no_difference(library: Path) -> None:
