@@ -245,7 +245,7 @@ def test_a_faster_build_beside_is_a_warning_once(library: Path) -> None:
         (101, 100, "the other writes 2.0 times as fast"),
         (200, 100, "the other reads prompts 2.0 times and writes 2.0 times as fast"),
         (300, 30, ""),
-        (105, 52, ""),
+        (120, 60, ""),
     ],
 )
 def test_only_what_is_faster_is_told(prefill: float, decode: float, gain: str) -> None:
