@@ -40,8 +40,6 @@ _MAX_HEADER_BYTES = 128 << 20
 # The smallest that one can be: the length of a name, a type, a value; the length of a name, dimensions, type, offset.
 _MIN_VALUE_BYTES, _MIN_TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 _ALIGNMENT_KEY, _ALIGNMENT_KIND = "general.alignment", 4
-# The metadata before the vocabulary stays far below this, model card and all.
-_PARAMETER_BYTES = 16 << 20
 
 _TYPE_NAMES = {row.ggml_id: row.name for row in TENSOR_TYPES.values()}
 
@@ -149,8 +147,11 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
                 f"{path} is no GGUF file: {begins}",
                 hint="A checkpoint becomes one by: qwen-edge convert CHECKPOINT -o FILE",
             )
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(path, _Cursor(path, data))
+        size_bytes = os.fstat(file.fileno()).st_size
+        # Not all of it: a file of gigabytes may be more than a limit of the address space allows.
+        mapped_bytes = min(size_bytes, _MAX_HEADER_BYTES)
+        with mmap.mmap(file.fileno(), mapped_bytes, access=mmap.ACCESS_READ) as data:
+            return _parse(_Cursor(path, data, size_bytes))
 
 
 def read_texts(header: GGUFHeader, key: str) -> list[bytes]:
@@ -176,41 +177,15 @@ def read_texts(header: GGUFHeader, key: str) -> list[bytes]:
     return texts
 
 
-def read_parameters(path: Path) -> dict[str, Scalar]:
-    """Read the metadata that stands before the vocabulary: the sizes of the model, in no time.
-
-    Converters write them there; of a file in which they stand behind it, they are missing from the answer.
-
-    Raises:
-        ModelNotFoundError: No such file.
-        GGUFError: The file is damaged or cut off before the vocabulary.
-        OSError, ValueError: It cannot be read, or is empty.
-    """
-    metadata: dict[str, Scalar] = {}
-    if not path.is_file():
-        raise ModelNotFoundError(f"no file {path}")  # opening a pipe would wait for its writer
-    # Not all of it: a file of gigabytes may be more than a limit of the address space allows.
-    length = min(path.stat().st_size, _PARAMETER_BYTES)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as data:
-        cursor = _Cursor(path, data)
-        cursor.take(4 + 8)  # version, number of tensors
-        for _ in range(cursor.integer("Q")):
-            key, value = cursor.value()
-            if key.startswith("tokenizer."):
-                break
-            if not isinstance(value, ArrayEntry):
-                metadata[key] = value
-    return metadata
-
-
 class _Cursor:
     """A position in the header that never leaves it."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, size_bytes: int) -> None:
         self.path = path
         self.data = data
+        self.size_bytes = size_bytes
         self.position = len(_MAGIC)
-        self.end = min(len(data), _MAX_HEADER_BYTES)
+        self.end = len(data)
 
     def take(self, n_bytes: int) -> int:
         """Step over n_bytes and return where they begin."""
@@ -287,16 +262,16 @@ class _Cursor:
         )
 
     def too_short(self) -> GGUFError:
-        if self.end < len(self.data):
+        if self.end < self.size_bytes:
             return self.damaged(f"a header of more than {_MAX_HEADER_BYTES >> 20} MiB")
         return GGUFError(
-            f"{self.path} is cut off: its header goes on behind byte {len(self.data)}, where the file ends",
+            f"{self.path} is cut off: its header goes on behind byte {self.size_bytes}, where the file ends",
             hint="Download or convert it again.",
         )
 
 
-def _parse(path: Path, cursor: _Cursor) -> GGUFHeader:
-    _check_version(path, cursor.integer("I"))
+def _parse(cursor: _Cursor) -> GGUFHeader:
+    _check_version(cursor.path, cursor.integer("I"))
     n_tensors, n_values = cursor.integer("Q"), cursor.integer("Q")
     if n_tensors * _MIN_TENSOR_BYTES + n_values * _MIN_VALUE_BYTES > cursor.end - cursor.position:
         if max(n_tensors, n_values) > cursor.end:
@@ -313,7 +288,7 @@ def _parse(path: Path, cursor: _Cursor) -> GGUFHeader:
         else:
             metadata[key] = value
     tensors = tuple(_parse_tensor(cursor) for _ in range(n_tensors))
-    header = GGUFHeader(path, metadata, arrays, tensors, cursor.position, len(cursor.data))
+    header = GGUFHeader(cursor.path, metadata, arrays, tensors, cursor.position, cursor.size_bytes)
     _check_tensors(header)
     return header
 

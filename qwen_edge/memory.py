@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from qwen_edge import device
 from qwen_edge.catalog_types import CatalogModel, Shape
-from qwen_edge.errors import UnsupportedError
-from qwen_edge.quant_types import TENSOR_TYPES, FileType, file_type
+from qwen_edge.gguf_header import GGUFHeader
+from qwen_edge.quant_types import file_type
+from qwen_edge.tensor_plan import plan_head, plan_tensors
 
 # Larger before smaller; what `qwen-edge quantize` is mostly asked for.
 COMMON_TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
-# K types whose mixture the rules below describe, and what the layers get that matter more.
-_MIXTURES = {"Q4_K_M": "Q6_K", "Q5_K_M": "Q6_K", "Q5_K_S": "Q5_K", "Q6_K": "Q6_K"}
-
-# Source: tensor_type_fallback in llama.cpp's src/llama-quant.cpp.
-_FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-
-# A GGUF file pads each tensor to this. Source: GGUF_DEFAULT_ALIGNMENT in ggml's gguf.h.
-_ALIGNMENT = 32
 # Vocabulary and merges in the file: 5.93 MB for Qwen's 151,936 rows (llama.cpp's ggml-vocab-qwen2.gguf).
 _HEADER_BYTES_PER_ROW = 39
 
@@ -104,72 +96,12 @@ def estimate_tensor_bytes(shape: Shape, type_name: str) -> int:
     Raises:
         As estimate_file_bytes.
     """
-    chosen = file_type(type_name)
-    if chosen.kind not in ("float", "legacy") and chosen.name not in _MIXTURES:
-        raise UnsupportedError(
-            f"the size of {chosen.name} is not estimated",
-            hint="From a GGUF file it is told exactly: qwen-edge quantize FILE -t TYPE --dry-run",
-        )
-    return sum(
-        -(-n_bytes // _ALIGNMENT) * _ALIGNMENT for n_bytes in (*_matrices(shape, chosen), *_vectors(shape))
-    )
+    return sum(tensor.padded_bytes for tensor in plan_tensors(shape, type_name))
 
 
 def head_bytes(shape: Shape, type_name: str) -> int:
     """Return the bytes of the head, tied or not."""
-    return _bytes_as(_head_type(file_type(type_name)), shape.vocab_size, shape.hidden_size)
-
-
-def _matrices(shape: Shape, chosen: FileType) -> Iterator[int]:
-    """Yield the bytes of each matrix. Source: llama_tensor_get_type_impl in src/llama-quant.cpp."""
-    hidden = shape.hidden_size
-    yield head_bytes(shape, chosen.name)
-    if not shape.is_tied:
-        yield _bytes_as(chosen.base, shape.vocab_size, hidden)
-    for layer in range(shape.n_layers):
-        better = (
-            _MIXTURES.get(chosen.name, chosen.base) if _has_more_bits(layer, shape.n_layers) else chosen.base
-        )
-        yield _bytes_as(chosen.base, shape.q_size, hidden)
-        yield _bytes_as(chosen.base, shape.kv_size, hidden)
-        yield _bytes_as(better, shape.kv_size, hidden)
-        yield _bytes_as(chosen.base, hidden, shape.q_size)
-        yield _bytes_as(chosen.base, shape.ffn_size, hidden)
-        yield _bytes_as(chosen.base, shape.ffn_size, hidden)
-        yield _bytes_as(better, hidden, shape.ffn_size)
-
-
-def _vectors(shape: Shape) -> Iterator[int]:
-    """Yield the bytes of each norm and bias: they stay in F32."""
-    yield 4 * shape.hidden_size
-    for _ in range(shape.n_layers):
-        yield from (4 * shape.hidden_size, 4 * shape.hidden_size)
-        if shape.has_qkv_bias:
-            yield from (4 * shape.q_size, 4 * shape.kv_size, 4 * shape.kv_size)
-        if shape.has_qk_norm:
-            yield from (4 * shape.head_dim, 4 * shape.head_dim)
-
-
-def _has_more_bits(layer: int, n_layers: int) -> bool:
-    """Return whether the mixture gives V and the down projection of this layer more bits: both ends, every third.
-
-    Source: use_more_bits in src/llama-quant.cpp.
-    """
-    first = n_layers // 8
-    return layer < first or layer >= 7 * n_layers // 8 or (layer - first) % 3 == 2
-
-
-def _head_type(chosen: FileType) -> str:
-    return chosen.base if chosen.kind == "float" or chosen.base == "Q8_0" else "Q6_K"
-
-
-def _bytes_as(type_name: str, n_rows: int, row_weights: int) -> int:
-    """Return the bytes of a matrix; where its rows do not divide into blocks, of the type that it gets instead."""
-    for name in (type_name, _FALLBACKS.get(type_name, type_name), "F16"):
-        row = TENSOR_TYPES[name]
-        if row_weights % row.block_weights == 0:
-            return n_rows * row_weights // row.block_weights * row.block_bytes
-    raise AssertionError("Bug: F16 has blocks of one weight")
+    return plan_head(shape, type_name).n_bytes
 
 
 def estimate_memory(
@@ -210,52 +142,6 @@ def estimate_memory(
     )
 
 
-def estimate_file_memory(
-    parameters: Mapping[str, object],
-    file_bytes: int,
-    n_ctx: int,
-    *,
-    kv_type: str = "f16",
-    n_batch: int = _N_BATCH,
-    n_sessions: int = 1,
-) -> MemoryEstimate | None:
-    """Return what a GGUF file will need when it is loaded; without the copy of a head, which the file does not tell.
-
-    Args:
-        parameters: Its metadata.
-        file_bytes: Its length.
-        n_ctx: Tokens that each context holds.
-        kv_type: Type of the KV cache.
-        n_batch: Tokens evaluated in one native call.
-        n_sessions: Contexts.
-
-    Returns:
-        None where the metadata lacks a size.
-    """
-
-    def size(key: str) -> int | None:
-        value = parameters.get(f"{parameters.get('general.architecture')}.{key}")
-        return value if isinstance(value, int) else None
-
-    n_layers, hidden, n_heads = size("block_count"), size("embedding_length"), size("attention.head_count")
-    ffn_size = size("feed_forward_length")
-    if not n_layers or not hidden or not n_heads or not ffn_size:
-        return None
-    n_kv_heads = size("attention.head_count_kv") or n_heads
-    widths = sum(size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
-    kv = TENSOR_TYPES[kv_type.upper()]
-    return _estimate(
-        file_bytes,
-        n_sessions * n_layers * n_kv_heads * widths * kv.block_bytes / kv.block_weights,
-        n_ctx,
-        n_batch=min(n_batch, n_ctx),
-        n_heads=n_heads,
-        ffn_size=ffn_size,
-        vocab_size=0,
-        head_copy_bytes=0,
-    )
-
-
 def fits_of(model: CatalogModel, n_ctx: int, available_bytes: int) -> tuple[Fit, ...]:
     """Return what is offered of a model, larger before smaller, and which of that fits.
 
@@ -287,6 +173,53 @@ def fits_of(model: CatalogModel, n_ctx: int, available_bytes: int) -> tuple[Fit,
     return tuple(
         Fit(type_name=name, file_bytes=size, memory=memory, fits=memory.total_bytes <= available_bytes)
         for name, size, memory in rows
+    )
+
+
+def estimate_header_memory(
+    header: GGUFHeader, n_ctx: int, *, kv_type: str = "f16", n_batch: int = _N_BATCH, n_sessions: int = 1
+) -> MemoryEstimate | None:
+    """Return what a GGUF file will need when it is loaded, with full contexts.
+
+    Args:
+        header: Of the file.
+        n_ctx: Tokens that each context holds.
+        kv_type: Type of the KV cache.
+        n_batch: Tokens evaluated in one native call.
+        n_sessions: Contexts.
+
+    Returns:
+        None where the header does not tell the sizes of the model.
+    """
+
+    def size(key: str) -> int | None:
+        value = header.metadata.get(f"{header.metadata.get('general.architecture')}.{key}")
+        return value if isinstance(value, int) and value > 0 else None
+
+    n_layers, hidden, n_heads = size("block_count"), size("embedding_length"), size("attention.head_count")
+    ffn_size = size("feed_forward_length")
+    if not n_layers or not hidden or not n_heads or not ffn_size:
+        return None
+    n_kv_heads = size("attention.head_count_kv") or n_heads
+    widths = sum(size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
+    kv = TENSOR_TYPES[kv_type.upper()]
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    embedding = tensors.get("token_embd.weight")
+    is_copied = (
+        embedding is not None
+        and "output.weight" not in tensors
+        and embedding.type_name in ("Q6_K", "Q8_0")
+        and _rearranges_heads()
+    )
+    return _estimate(
+        header.size_bytes,
+        n_sessions * n_layers * n_kv_heads * widths * kv.block_bytes / kv.block_weights,
+        n_ctx,
+        n_batch=min(n_batch, n_ctx),
+        n_heads=n_heads,
+        ffn_size=ffn_size,
+        vocab_size=embedding.shape[-1] if embedding is not None else 0,
+        head_copy_bytes=embedding.n_bytes if embedding is not None and is_copied else 0,
     )
 
 

@@ -9,8 +9,8 @@ from qwen_edge import device
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx, read_folder
 from qwen_edge.errors import InsufficientMemoryError, QwenEdgeError
-from qwen_edge.gguf_header import read_header, read_parameters
-from qwen_edge.memory import MemoryEstimate, estimate_file_memory
+from qwen_edge.gguf_header import read_header
+from qwen_edge.memory import MemoryEstimate, estimate_header_memory
 from qwen_edge.memory_onnx import estimate_onnx_memory
 
 
@@ -28,7 +28,7 @@ def require_memory(path: Path, config: LoadConfig) -> None:
         InsufficientMemoryError: With the numbers, and the context that would fit.
         FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.
     """
-    estimate = _estimator(path, config)
+    estimate = memory_estimator(path, config)
     need = estimate(config.n_ctx) if estimate is not None else None
     if estimate is None or need is None:
         return
@@ -44,8 +44,16 @@ def require_memory(path: Path, config: LoadConfig) -> None:
     )
 
 
-def _estimator(path: Path, config: LoadConfig) -> Callable[[int], MemoryEstimate | None] | None:
-    """Return what tells the need for a context of n tokens; None for what cannot be understood."""
+def memory_estimator(path: Path, config: LoadConfig) -> Callable[[int], MemoryEstimate | None] | None:
+    """Return what tells the need for a context of n tokens; None for what cannot be understood.
+
+    Args:
+        path: A GGUF file, or an exported folder.
+        config: How it is to be loaded, apart from n_ctx.
+
+    Raises:
+        FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.
+    """
     if is_onnx(path):
         folder = read_folder(path)
         if folder.precision["weights"] is None:
@@ -61,30 +69,24 @@ def _estimator(path: Path, config: LoadConfig) -> Callable[[int], MemoryEstimate
             n_sessions=config.n_sessions,
         )
     try:
-        parameters = read_parameters(path)
-        if estimate_file_memory(parameters, 0, 256) is None:
-            parameters = read_header(path).metadata  # the sizes stand behind the vocabulary, or nowhere
-        file_bytes = path.stat().st_size
-    except (QwenEdgeError, OSError, ValueError):  # mmap calls an empty file a ValueError
+        header = read_header(path)
+    except (QwenEdgeError, OSError):
         return None
-    return lambda n_ctx: estimate_file_memory(
-        parameters,
-        file_bytes,
-        n_ctx,
-        kv_type=config.kv_type,
-        n_batch=config.n_batch,
-        n_sessions=config.n_sessions,
+    return lambda n_ctx: estimate_header_memory(
+        header, n_ctx, kv_type=config.kv_type, n_batch=config.n_batch, n_sessions=config.n_sessions
     )
 
 
 def _counted(need: MemoryEstimate, config: LoadConfig) -> int:
     """Return the bytes that have to be free.
 
-    Pages of a mapped file come and go, and flash attention keeps no scores of the whole context.
+    Pages of a mapped file come and go, flash attention keeps no scores of the whole context, and plain kernels no second
+    form of a head.
     """
     weights_bytes = 0 if config.load_mode == "mmap" else need.weights_bytes
     compute_bytes = 0 if config.flash_attention == "on" else need.compute_bytes
-    return weights_bytes + need.kv_bytes + compute_bytes
+    head_copy_bytes = 0 if config.safe_kernels else need.head_copy_bytes
+    return weights_bytes + need.kv_bytes + compute_bytes + head_copy_bytes
 
 
 def _advice(

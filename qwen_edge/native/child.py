@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qwen_edge.native.builds import Build, chosen_build
 
@@ -59,3 +62,38 @@ def describe_exit(code: int) -> str:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:
         return f"signal {-code}"
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str, str]:
+    """Wait for a child and return its stdout, its stderr, and how it crashed, "" when it ended by itself.
+
+    One that is silent for longer than timeout_s is killed, which counts as a crash; so is every child when this process
+    is interrupted.
+    """
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+        return stdout, stderr, f"no answer in {timeout_s:.0f} s"
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return stdout, stderr, describe_exit(process.returncode) if process.returncode < 0 else ""
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Return the JSON objects in a child's output, one a line; other lines, cut-off ones too, are left out."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
+    return found
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, "" when there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

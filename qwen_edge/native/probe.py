@@ -11,7 +11,6 @@ Run as `python -m qwen_edge.native.probe FILE fast|safe`, it is that child.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
@@ -89,18 +88,8 @@ def probe(path: Path) -> Verdict:
 def _crash_of(path: Path, kernels: Kernels) -> str:
     """Run one child; return how it died, or "" when it ended by itself (in success or with an error of its own)."""
     process = child.start_child("qwen_edge.native.probe", [str(path), kernels])
-    try:
-        process.communicate(timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return f"no answer in {_TIMEOUT_S:.0f} s"
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
     # Exit codes above 0 are errors that the load in this process will meet and explain; a signal is a crash.
-    return child.describe_exit(process.returncode) if process.returncode < 0 else ""
+    return child.finish(process, _TIMEOUT_S)[2]
 
 
 def _record_path(path: Path) -> Path:

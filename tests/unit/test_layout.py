@@ -35,7 +35,17 @@ LAYERS = (
         "logits",
         "state_file",
     ),
-    ("catalog", "catalog_rows", "catalog_types", "hub", "device", "chat", "native"),
+    (
+        "catalog",
+        "catalog_rows",
+        "catalog_types",
+        "hub",
+        "device",
+        "chat",
+        "native",
+        "tensor_plan",
+        "trial_model",
+    ),
     ("engines.base",),
     ("engines",),
     (

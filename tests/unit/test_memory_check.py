@@ -8,20 +8,9 @@ import pytest
 from qwen_edge import device, memory_check
 from qwen_edge.config import LoadConfig
 from qwen_edge.errors import InsufficientMemoryError
-from qwen_edge.memory import estimate_file_memory
+from qwen_edge.gguf_header import read_header
+from qwen_edge.memory import estimate_header_memory
 from qwen_edge.memory_check import require_memory
-
-# Qwen3-0.6B.
-PARAMETERS = {
-    "general.architecture": "qwen3",
-    "qwen3.block_count": 28,
-    "qwen3.embedding_length": 1024,
-    "qwen3.feed_forward_length": 3072,
-    "qwen3.attention.head_count": 16,
-    "qwen3.attention.head_count_kv": 8,
-    "qwen3.attention.key_length": 128,
-    "qwen3.attention.value_length": 128,
-}
 
 
 @pytest.fixture
@@ -37,6 +26,7 @@ def memory_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.fixture
 def model(make_gguf: Callable[..., Path]) -> Path:
+    """A file with the sizes of Qwen3-0.6B and no tensors."""
     path = make_gguf(
         "m.gguf",
         block_count=28,
@@ -52,14 +42,14 @@ def model(make_gguf: Callable[..., Path]) -> Path:
     return path
 
 
-def test_kv_cache_of_a_file_is_what_the_notes_measured() -> None:
-    need = estimate_file_memory(PARAMETERS, 400_000_000, 4096)
+def test_kv_cache_of_a_file_is_what_the_notes_measured(model: Path, make_gguf: Callable[..., Path]) -> None:
+    need = estimate_header_memory(read_header(model), 4096)
     assert need is not None
     assert need.kv_bytes == 4096 * 112 * 1024
-    eight_bit = estimate_file_memory(PARAMETERS, 400_000_000, 4096, kv_type="q8_0", n_sessions=2)
+    eight_bit = estimate_header_memory(read_header(model), 4096, kv_type="q8_0", n_sessions=2)
     assert eight_bit is not None
     assert eight_bit.kv_bytes == need.kv_bytes * 2 * 34 // 64
-    assert estimate_file_memory({**PARAMETERS, "qwen3.block_count": "many"}, 1, 4096) is None
+    assert estimate_header_memory(read_header(make_gguf("untold.gguf", block_count=28)), 4096) is None
 
 
 def test_a_context_that_does_not_fit_is_refused_with_one_that_does(

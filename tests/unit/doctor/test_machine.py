@@ -1,0 +1,79 @@
+"""Checks of Python, CPU and packages."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from qwen_edge.doctor import machine
+from qwen_edge.errors import NativeError
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+@pytest.fixture
+def requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "numpy>=1.26",
+        'llama-cpp-python==0.3.36; extra == "llama"',
+        'onnxruntime>=1.23; extra == "onnx"',
+        'tokenizers>=0.20; extra == "onnx"',
+        'gguf>=0.17; extra == "convert"',
+        "pytest>=8.2; extra == 'dev'",
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda _: lines)
+
+
+def test_python_and_cpu_are_named() -> None:
+    assert machine.check_python().found.startswith("Python 3.")
+    assert "usable" in machine.check_cpu().found
+
+
+def test_a_narrow_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.maxsize", 2**31 - 1)
+    assert machine.check_python().status == "warning"
+
+
+@pytest.mark.usefixtures("requirements")
+def test_extras_are_found_without_importing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"onnxruntime": "1.23", "gguf": "0.17"})
+    version, missing = machine.check_extras()
+    assert version.found.endswith("with the extras convert")
+    assert missing.found == "not installed: onnx, for models exported to ONNX"
+    assert missing.advice == 'pip install "qwen-edge[onnx]"'
+
+
+def test_without_metadata_nothing_is_said_of_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    (version,) = machine.check_extras()
+    assert version.status == "ok"
+
+
+def test_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"onnxruntime": "1.23", "tokenizers": "0.20"})
+    assert machine.check_onnx().status == "ok"
+    installed(monkeypatch, {"onnxruntime": "1.23"})
+    assert machine.check_onnx().found.startswith("tokenizers is missing")
+
+
+def test_without_compiler_and_library_it_is_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: object) -> None:
+        raise NativeError("no C++ compiler found")
+
+    installed(monkeypatch, {})
+    monkeypatch.setattr(machine, "chosen_build", lambda: None)
+    monkeypatch.setattr(machine, "detect_compiler", none)
+    check = machine.check_onnx()
+    assert check.found == ("ONNX Runtime is not installed; it is the way to run models without a compiler")
+    assert check.advice == 'pip install "qwen-edge[onnx]"'
