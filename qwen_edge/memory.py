@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from qwen_edge import device
 from qwen_edge.catalog_types import CatalogModel, Shape
 from qwen_edge.gguf_header import GGUFHeader
-from qwen_edge.quant_types import file_type
+from qwen_edge.quant_types import TENSOR_TYPES, file_type
 from qwen_edge.tensor_plan import plan_head, plan_tensors
 
 # Larger before smaller; what `qwen-edge quantize` is mostly asked for.

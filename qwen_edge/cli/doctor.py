@@ -49,7 +49,7 @@ def command(name: str | None, n_ctx: int, is_fixing: bool, is_quick: bool, outpu
         report = examine(name, n_ctx=n_ctx, is_quick=is_quick, say=say)
     if not is_fixing:
         _show(report, output_format)
-        sys.exit(report.exit_code)
+        click.get_current_context().exit(report.exit_code)
 
     from qwen_edge.doctor.mending import changes, mend
 
@@ -60,7 +60,7 @@ def command(name: str | None, n_ctx: int, is_fixing: bool, is_quick: bool, outpu
         with _progress() as say:
             after = examine(name, n_ctx=n_ctx, is_quick=is_quick, say=say)
     _show(after, output_format, done=done, changed=changes(report, after))
-    sys.exit(after.exit_code)
+    click.get_current_context().exit(after.exit_code)
 
 
 @contextlib.contextmanager

@@ -107,4 +107,4 @@ def test_what_cannot_be_counted_is_a_finding_with_a_hint(name: str, found: str) 
 def test_a_header_without_sizes_is_refused(tmp_path: Path, make_gguf: object) -> None:
     path = make_gguf()  # type: ignore[operator]
     (check,) = guarded("Memory", "fit", lambda: fit.check_fit(str(path), 4096))
-    assert "does not state qwen3.attention.head_count" in check.found
+    assert "does not tell the sizes of its model" in check.found
