@@ -97,6 +97,13 @@ class MissingExtraError(QwenEdgeError, ImportError):
 class NoFolderError(QwenEdgeError, OSError):
     """There is no folder to keep files in."""
 
+    cause = (
+        "Neither HOME nor the system's list of users tells a home folder, as in some services and containers."
+    )
+    cure = (
+        "Set QWEN_EDGE_CACHE, and HF_HOME for what comes from Hugging Face, to folders that can be written."
+    )
+
 
 class ModelNotFoundError(QwenEdgeError, FileNotFoundError):
     """A name or path that leads to no model."""

@@ -69,8 +69,12 @@ def console_on(stream: TextIO) -> Console:
     """
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # called while the error is handled; rich's own would leave with exit code 1
+
     has_width = stream.isatty() or bool(os.environ.get("COLUMNS"))
-    return Console(
+    return Ours(
         file=stream,
         highlight=False,
         color_system="auto" if wants_colour(stream) else None,

@@ -6,6 +6,7 @@ none. Calls give up the interpreter lock; several bindings of one graph may run 
 
 from __future__ import annotations
 
+import difflib
 import functools
 import warnings
 from collections import Counter
@@ -88,11 +89,13 @@ def provider_name(provider: str) -> str:
     if name not in available:
         package = package or next((pip for known, pip in _PROVIDERS.values() if known == name), "")
         here = ", ".join(available)
+        near = difflib.get_close_matches(provider.lower(), _PROVIDERS, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
         raise ConfigError(
             f"the installed ONNX Runtime has no provider {provider!r}; it has {here}",
             hint=f"It comes with the package {package}, in the place of onnxruntime."
             if package
-            else f"Known by name: {', '.join(_PROVIDERS)}.",
+            else f"{meant}Known by name: {', '.join(_PROVIDERS)}.",
         )
     if provider.lower() not in _TESTED and name != CPU:
         warnings.warn(

@@ -17,6 +17,7 @@ from tests.hub_server import Fault as HubFault
 _RUN = "run m.gguf Hi --max-tokens 4 --threads 1 --n-ctx 256"
 _PULL = f"pull {REPOSITORY} --source huggingface"
 _LOOKS_FREE = {"FAULT_DISK_LOOKS_FREE": "1"}
+_NO_HOME = {"HOME": "", "QWEN_EDGE_CACHE": "", "XDG_CACHE_HOME": "", "HF_HOME": "", "FAULT_NO_USER": "1"}
 _KB, _MB = 1 << 10, 1 << 20
 
 
@@ -108,7 +109,8 @@ RIGHTS_ROWS = (
     _row("Folders and rights", "a cache that may not be written (it answers all the same)", _RUN, _closed_folder("cache"), is_no_root=True),
     _row("Folders and rights", "a cache that may not be written, to pull", _PULL, lambda world: (world.serve(), _closed_folder("cache")(world)), is_no_root=True),
     _row("Folders and rights", "a cache that is a file (it answers all the same)", _RUN, lambda world: (world.take("m.gguf"), (world.folder / "cache").write_text("mine")), env={"HF_HOME": "hf"}),
-    _row("Folders and rights", "no HOME (it answers all the same)", _RUN, _take("m.gguf"), env={"HOME": "", "QWEN_EDGE_CACHE": "", "XDG_CACHE_HOME": "", "HF_HOME": ""}),
+    _row("Folders and rights", "no HOME (it answers all the same)", _RUN, _take("m.gguf"), env=_NO_HOME),
+    _row("Folders and rights", "no HOME, to pull", _PULL, _served(), env={**_NO_HOME, "HF_HUB_OFFLINE": "0"}),
     _row("Folders and rights", "another run converts to the target", "convert ckpt -o x.gguf", _in_use("x.gguf")),
     _row("Folders and rights", "another run converts to the folder", "convert ckpt --to onnx -o x", _in_use("x", is_folder=True)),
     _row("Folders and rights", "another run quantizes to the target", "quantize m.gguf -t q8_0 -o x.gguf", _in_use("x.gguf")),
@@ -147,7 +149,7 @@ PACKAGE_ROWS = (
     _row("Packages", "no onnx package, to convert", "convert ckpt --to onnx -o m", _take("ckpt"), env={"FAULT_WITHOUT": "onnx"}),
     _row("Packages", "no onnxruntime, to run", "run onnx Hi --threads 1 --n-ctx 256", _take("onnx"), env={"FAULT_WITHOUT": "onnxruntime"}),
     _row("Packages", "no tokenizers, to run", "run onnx Hi --threads 1 --n-ctx 256", _take("onnx"), env={"FAULT_WITHOUT": "tokenizers"}),
-    _row("Packages", "no llama-cpp-python, to run", _RUN, _take("m.gguf"), env={"FAULT_WITHOUT": "llama_cpp"}),
+    _row("Packages", "no llama-cpp-python, to run", _RUN, _take("m.gguf"), env={"FAULT_WITHOUT": "llama_cpp", "QWEN_EDGE_NATIVE": "nowhere"}),
     _row("Packages", "the native library is missing", _RUN, _take("m.gguf"), env={"LLAMA_CPP_LIB_PATH": "nowhere"}),
     _row("Packages", "the native library is no library", _RUN, lambda world: (world.take("m.gguf"), (world.folder / "lib").mkdir(), (world.folder / "lib" / "libllama.so").write_text("no")), env={"LLAMA_CPP_LIB_PATH": "lib"}),
 )  # fmt: skip
@@ -158,7 +160,26 @@ TYPED_ROWS = (
     _row("What is typed", "a number out of range", "run m.gguf Hi --temperature -1", _take("m.gguf")),
     _row("What is typed", "a word where a number belongs", "run m.gguf Hi --max-tokens many", _take("m.gguf")),
     _row("What is typed", "a mode of thinking that is none", "run m.gguf Hi --thinking maybe", _take("m.gguf")),
+    _row("What is typed", "a prompt that is no UTF-8", "run m.gguf - --threads 1", _take("m.gguf"), stdin="Grüße".encode("latin-1")),
+    _row("What is typed", "a prompt that is binary", "run m.gguf - --threads 1", _take("m.gguf"), stdin=b"\0\1\2"),
+    _row("What is typed", "a file with the prompt that is no UTF-8", "run m.gguf -f notes.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").write_bytes(b"a\xff"))),
+    _row("What is typed", "a file with the prompt that is not there", "run m.gguf Summarise -f note.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").touch())),
+    _row("What is typed", "no prompt", "run m.gguf --threads 1", _take("m.gguf")),
+    _row("What is typed", "an unknown provider", f"{_RUN.replace('m.gguf', 'onnx')} --provider cudaa", _take("onnx")),
     _row("What is typed", "an option of the other kind of target", "convert ckpt --weights int4 -o m.gguf", _take("ckpt")),
+)  # fmt: skip
+
+_INTERRUPTED = ("setup", "doctor", "list", "pull org/tiny", "rm --records", "du", "convert ckpt -o x.gguf", "verify m.gguf --against ckpt",
+                "quantize m.gguf -t q8_0 -o x.gguf", "run m.gguf Hi", "chat m.gguf", "bench m.gguf", "demo", "completion bash")  # fmt: skip
+ENDING_ROWS = (
+    _row("Endings", "the reader of stdout goes away", "list", stdout="gone"),
+    _row("Endings", "the reader of an answer goes away", _RUN, _take("m.gguf"), stdout="gone"),
+    _row("Endings", "a full disk behind stdout", "list", stdout="full"),
+    _row("Endings", "a full disk behind an answer", _RUN, _take("m.gguf"), stdout="full"),
+    _row("Endings", "a full disk behind the results of bench", "bench m.gguf --prompt-tokens 16 --generate-tokens 4 --repetitions 1 --threads 1 --format json",
+         _take("m.gguf"), stdout="full"),
+    *(_row("Endings", f"Ctrl-C in {command.partition(' ')[0]}", command, _take("m.gguf", "ckpt"), env={"FAULT_INTERRUPT": "2"}) for command in _INTERRUPTED),
+    _row("Endings", "SIGTERM in run", _RUN, _take("m.gguf"), env={"FAULT_INTERRUPT": "15"}),
 )  # fmt: skip
 
 _MODEL = "import qwen_edge\nmodel = qwen_edge.load('m.gguf', n_threads=1, n_ctx=256, safe_kernels=False)\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from qwen_edge.native.builds import builds_folder
 from tests.faults.world import REPOSITORY, Stock, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +42,9 @@ import click
 invoke = click.Context.invoke
 def noting(self, *args, **kwargs):
     try:
+        if os.environ.get("FAULT_INTERRUPT") and self.info_name == sys.argv[1]:
+            import signal
+            signal.raise_signal(int(os.environ["FAULT_INTERRUPT"]))
         return invoke(self, *args, **kwargs)
     except BaseException as error:
         note(error)
@@ -53,13 +59,18 @@ if os.environ.get("FAULT_DISK_LOOKS_FREE"):
     import shutil
     usage = shutil.disk_usage
     shutil.disk_usage = lambda path: usage("/")
+if os.environ.get("FAULT_NO_USER"):
+    import pwd
+    def nobody(uid):
+        raise KeyError(uid)
+    pwd.getpwuid = nobody
 if os.environ.get("FAULT_IMPATIENT"):
     from qwen_edge.hub import web
     object.__setattr__(web.PATIENCE, "first_wait_s", 0.001)
     object.__setattr__(web.PATIENCE, "timeout_s", 3.0)
     object.__setattr__(web.PATIENCE, "reach_s", 0.3)
 """
-_COMMAND = _PROGRAM + "from qwen_edge.cli.main import main\nsys.exit(main())\n"
+_COMMAND = _PROGRAM + "from qwen_edge.__main__ import run\nrun()\n"
 # A program of the library, as a person writes it who shows errors as the command line does.
 _LIBRARY = (
     _PROGRAM
@@ -92,6 +103,7 @@ class Fault:
         python: A program of the library, for what no command does.
         make: Brings the fault about.
         stdin: What is piped in.
+        stdout: What takes the answer: "pipe", "full" (a full disk), or "gone" (a reader that went away).
         env: Variables; "" removes one.
         limits: Resource limits of the process.
         small_disk_bytes: Size of the file system mounted at small/; None: there is none.
@@ -105,6 +117,7 @@ class Fault:
     python: str = ""
     make: Callable[[World], object] = nothing
     stdin: bytes = b""
+    stdout: Literal["pipe", "full", "gone"] = "pipe"
     env: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[int, int] = field(default_factory=dict)
     small_disk_bytes: int | None = None
@@ -140,7 +153,7 @@ _MASKS = (
     (re.compile(r"/\S*/(python[\d.]*)\b"), r"\1"),
     (re.compile(r"m{40,}"), "m…m"),
 )
-_BEGINNINGS = ("error: ", "Error: ", "warning: ", "interrupted")
+_BEGINNINGS = ("error: ", "Error: ", "warning: ", "interrupted", "terminated")
 
 
 def run_fault(fault: Fault, folder: Path, stock: Stock) -> Outcome:
@@ -187,19 +200,34 @@ def _run(fault: Fault, world: World) -> tuple[subprocess.CompletedProcess[str], 
         (world.folder / SMALL_DISK).mkdir()
         script = f'mount -t tmpfs -o size={fault.small_disk_bytes} none {SMALL_DISK} && exec "$@"'
         command = ["unshare", "-rm", "sh", "-c", script, "sh", *command]
-    with tempfile.NamedTemporaryFile("r") as report:
+    with tempfile.NamedTemporaryFile("r") as report, _stdout(fault) as stdout:
         result = subprocess.run(
             command,
             cwd=world.folder,
             env=_environment(world.folder, {**world.env, "FAULT_REPORT": report.name}),
             input=fault.stdin,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             timeout=_TIMEOUT_S,
             preexec_fn=lambda: _restrict(fault),
         )
         error = report.read()
-    texts = (text.decode("utf-8", "replace") for text in (result.stdout, result.stderr))
-    return subprocess.CompletedProcess(command, result.returncode, *texts), error
+    stderr = result.stderr.decode("utf-8", "replace")
+    return subprocess.CompletedProcess(command, result.returncode, stderr=stderr), error
+
+
+@contextlib.contextmanager
+def _stdout(fault: Fault) -> Iterator[int]:
+    """Give the file descriptor that takes the answer."""
+    if fault.stdout == "gone":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full" if fault.stdout == "full" else os.devnull, os.O_WRONLY)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
 
 
 def _environment(folder: Path, changes: Mapping[str, str]) -> dict[str, str]:
@@ -210,6 +238,7 @@ def _environment(folder: Path, changes: Mapping[str, str]) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "cache" / "huggingface"),
         "QWEN_EDGE_CACHE": str(folder / "cache"),
+        "QWEN_EDGE_NATIVE": str(builds_folder()),
         "COLUMNS": "200",
         **changes,
     }

@@ -6,6 +6,7 @@ from tests.faults.rows_checkpoint import ROWS
 from tests.faults.rows_files import GGUF_ROWS, ONNX_ROWS, QUANTIZE_ROWS
 from tests.faults.rows_machine import (
     DISK_ROWS,
+    ENDING_ROWS,
     HUB_ROWS,
     LIBRARY_ROWS,
     MEMORY_ROWS,
@@ -26,6 +27,7 @@ FAULTS: tuple[Fault, ...] = (
     *HUB_ROWS,
     *PACKAGE_ROWS,
     *TYPED_ROWS,
+    *ENDING_ROWS,
     *LIBRARY_ROWS,
 )
 

@@ -37,6 +37,10 @@ def test_words(name: str) -> None:
         assert noise not in outcome.message
     if "answers all the same" in name:
         assert outcome == Outcome(error="", exit_code=0, message="")
+    elif outcome.exit_code == 141:
+        assert outcome.message == ""
+    elif outcome.exit_code in (130, 143):
+        assert outcome.message in ("interrupted", "terminated")
     else:
         assert outcome.exit_code != 0
         assert outcome.message.startswith(("error: ", "Error: "))
