@@ -165,7 +165,6 @@ TYPED_ROWS = (
     _row("What is typed", "a file with the prompt that is no UTF-8", "run m.gguf -f notes.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").write_bytes(b"a\xff"))),
     _row("What is typed", "a file with the prompt that is not there", "run m.gguf Summarise -f note.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").touch())),
     _row("What is typed", "no prompt", "run m.gguf --threads 1", _take("m.gguf")),
-    _row("What is typed", "an unknown provider", f"{_RUN.replace('m.gguf', 'onnx')} --provider cudaa", _take("onnx")),
     _row("What is typed", "an option of the other kind of target", "convert ckpt --weights int4 -o m.gguf", _take("ckpt")),
 )  # fmt: skip
 
