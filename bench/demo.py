@@ -25,13 +25,20 @@ from typing import Any, Protocol
 import qwen_edge
 from qwen_edge.bench import demo_chat, ten_prompts
 from qwen_edge.bench.advice import Advice, Candidate, choose
-from qwen_edge.bench.demo_source import TINY, Source, find_source, held_out_text
+from qwen_edge.bench.demo_source import (
+    OFFERED,
+    TINY,
+    Source,
+    demo_command,
+    find_source,
+    held_out_text,
+)
 from qwen_edge.bench.figure import save_figure
 from qwen_edge.bench.record import BenchRecord
 from qwen_edge.bench.runner import BenchConfig, run_benchmark
 from qwen_edge.bench.tables import count
 from qwen_edge.bench.workload import Workload
-from qwen_edge.errors import ConfigError
+from qwen_edge.errors import ConfigError, MissingExtraError
 from qwen_edge.files import atomic_path
 
 SCHEMA = "qwen-edge/demo/1"
@@ -101,7 +108,7 @@ class DemoResult:
         exchanges: The conversation with the embedded model; empty for others.
         outcomes: The ten prompts; empty for the embedded model.
         advice: Which file to take here.
-        figure: The PNG.
+        figure: The PNG; None without matplotlib.
         record_file: The JSON beside it.
         next_command: What to do now.
         duration_s: Wall-clock time of everything.
@@ -113,7 +120,7 @@ class DemoResult:
     exchanges: tuple[demo_chat.Exchange, ...]
     outcomes: tuple[ten_prompts.Outcome, ...]
     advice: Advice
-    figure: Path
+    figure: Path | None
     record_file: Path
     next_command: str
     duration_s: float
@@ -141,7 +148,7 @@ class DemoResult:
             else None,
             "bench": self.record.to_dict(),
             "advice": self.advice.to_dict(),
-            "figure": str(self.figure),
+            "figure": str(self.figure) if self.figure else None,
             "next_command": self.next_command,
             "duration_s": round(self.duration_s, 3),
         }
@@ -180,19 +187,35 @@ def run_demo(config: DemoConfig, toolkit: Toolkit, stage: Stage) -> DemoResult:
         exchanges=tuple(exchanges),
         outcomes=tuple(outcomes),
         advice=advice,
-        figure=config.output / f"{source.stem}.png",
+        figure=_draw(source, record, candidates, advice, config.output / f"{source.stem}.png", stage),
         record_file=config.output / f"{source.stem}.json",
-        next_command="make demo MODEL=qwen2.5-coder-0.5b"
+        next_command=demo_command(OFFERED[0])
         if source.is_tiny
         else f"qwen-edge chat {advice.choice.cost.file}",
         duration_s=time.monotonic() - start,
     )
-    threads = count(record.results[0].settings["threads"], "thread")
-    title = f"{source.title} on {record.machine['cpu']}, {threads}"
-    save_figure(result.figure, title, source.reference_label, candidates, advice.choice)
     with atomic_path(result.record_file) as part:
         part.write_text(json.dumps(result.to_dict(), ensure_ascii=False, indent=2) + "\n")
     return result
+
+
+def _draw(
+    source: Source,
+    record: BenchRecord,
+    candidates: Sequence[Candidate],
+    advice: Advice,
+    target: Path,
+    stage: Stage,
+) -> Path | None:
+    """Save the figure; without matplotlib say so, since everything else is done by then."""
+    threads = count(record.results[0].settings["threads"], "thread")
+    title = f"{source.title} on {record.machine['cpu']}, {threads}"
+    try:
+        save_figure(target, title, source.reference_label, candidates, advice.choice)
+    except MissingExtraError as error:
+        stage.say(f"no figure: {error}")
+        return None
+    return target
 
 
 def _check_output(folder: Path) -> None:

@@ -82,6 +82,13 @@ def tiny_checkpoint() -> Path:
     )
 
 
+def demo_command(model: str) -> str:
+    """Return the command that runs the demo with a model: of make in a checkout, where nothing need be activated."""
+    if (Path(qwen_edge.__file__).resolve().parent.parent / "Makefile").is_file():
+        return f"make demo MODEL={model}"
+    return f"qwen-edge demo --model {model}"
+
+
 def held_out_text() -> str:
     """Return a short text that tiny-qwen3 was not trained on, prose and Python."""
     folder = tiny_checkpoint() / "eval"

@@ -109,7 +109,8 @@ class TerminalStage:
         console = console_on(self._stream)
         console.print(demo_table(result.candidates, result.source.reference_label))
         console.print(bench_caption(result.record), soft_wrap=True)
-        self.say(f"figure: {result.figure}   record: {result.record_file}")
+        figure = f"figure: {result.figure}   " if result.figure else ""
+        self.say(f"{figure}record: {result.record_file}")
         choice = Path(result.advice.choice.cost.file).name
         self.say(styled(f"\nTake {choice} here: {result.advice.reason}.", self._stream, bold=True))
         what = "The same with a real model" if result.source.is_tiny else "Talk to it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import sys
 
 import pytest
 
@@ -77,6 +78,7 @@ def test_bench_prints_a_table_with_flash_attention_and_a_given_context(tiny_bf16
 
 
 def check_files(result):
+    assert result.figure is not None
     data = result.figure.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">II", data[16:24]) == (1500, 690)
@@ -123,6 +125,18 @@ def test_demo_of_a_quantized_file_asks_ten_prompts_and_says_what_is_lost(tmp_pat
     assert out == ""
     assert "was quantized already" in err
     assert f"{result.passed} of 10 passed" in err
+
+
+def test_demo_without_matplotlib_goes_without_the_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    workload = Workload(prompt_tokens=16, generate_tokens=4)
+    config = DemoConfig(output=tmp_path / "out", workload=workload, repetitions=1)
+    result = run_demo(config, TOOLKIT, TerminalStage(to_stderr=True))
+    assert result.figure is None
+    assert "no figure: drawing the figure needs the package" in capsys.readouterr().err
+    assert json.loads(result.record_file.read_text())["figure"] is None
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_demo_json_is_one_document(tmp_path, capsys):

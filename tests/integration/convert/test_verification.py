@@ -19,6 +19,7 @@ from qwen_edge.convert.checkpoint import open_checkpoint
 from qwen_edge.convert.reference import Reference
 from qwen_edge.convert.verification import LIMITS, limits_of
 from qwen_edge.errors import CheckpointError, ConfigError, VerificationError
+from qwen_edge.gguf_header import padded, read_header
 from qwen_edge.quantize import quantize_file
 from tests import synthetic
 from tests.golden.checkpoints import CHECKPOINTS
@@ -127,7 +128,12 @@ def test_weights_that_are_no_numbers_are_said(checkpoint_of: Callable[[str], Pat
     wrong = _edited(
         right, tmp_path / "wrong", lambda tensors, config: tensors["model.norm.weight"].fill(np.nan)
     )
-    convert_checkpoint(wrong, tmp_path / "m.gguf", dtype="f32")
+    convert_checkpoint(right, tmp_path / "m.gguf", dtype="f32")
+    header = read_header(tmp_path / "m.gguf")
+    norm = next(tensor for tensor in header.tensors if tensor.name == "output_norm.weight")
+    with (tmp_path / "m.gguf").open("rb+") as file:
+        file.seek(padded(header.header_bytes) + norm.offset)
+        file.write(np.full(norm.n_weights, np.nan, np.float32).tobytes())
     with pytest.raises(VerificationError, match="no numbers"):
         verify_file(tmp_path / "m.gguf", right, n_threads=1)
     with pytest.raises(CheckpointError, match="norm"):
