@@ -28,8 +28,7 @@ def assemble_prompt(prompt: str | None, files: Sequence[Path]) -> str:
         OSError: A file cannot be read.
     """
     parts = []
-    if prompt not in (None, "-"):
-        assert prompt is not None
+    if prompt is not None and prompt != "-":
         parts.append(_decoded(os.fsencode(prompt), "PROMPT"))
     parts += [f"{file.name}:\n\n{_decoded(file.read_bytes(), str(file))}" for file in files]
     if prompt == "-" or _is_piped():
