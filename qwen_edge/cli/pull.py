@@ -64,4 +64,7 @@ def _next_step(result: PullResult) -> str:
     state = "Was here already, digests checked." if result.was_here else "Digests checked."
     if result.is_checkpoint:
         return f"{state} Next: qwen-edge convert {quote(result.model or result.location)}"
-    return f"{state} Next: qwen-edge chat {quote(str(result.path))}"
+    from qwen_edge.native.builds import chosen_build
+
+    build = "" if chosen_build() else "qwen-edge setup, then "
+    return f"{state} Next: {build}qwen-edge chat {quote(str(result.path))}"

@@ -401,13 +401,19 @@ def test_what_is_not_published_is_said(hub_server: Hub, patience: Patience) -> N
         hub.pull("qwen3-0.6b", source="ftp", patience=patience)  # type: ignore[arg-type]
 
 
-def test_the_command(hub_server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    hub_server: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen_edge.native.builds.chosen_build", object)
     assert main(["pull", f"{REPOSITORY}@q8_0"]) == 0
     out, err = capsys.readouterr()
     path = Path(out.strip())
     assert path.read_bytes() == (hub_server.folder / REPOSITORY / NAME).read_bytes()
     assert "tiny-GGUF (Q8_0): 200.0 kB, no licence stated, from Hugging Face (org/tiny-GGUF)" in err
     assert f"Next: qwen-edge chat {path}" in err
+    monkeypatch.setattr("qwen_edge.native.builds.chosen_build", lambda: None)
+    assert main(["pull", f"{REPOSITORY}@q8_0"]) == 0
+    assert f"Next: qwen-edge setup, then qwen-edge chat {path}" in capsys.readouterr().err
     assert main(["pull", "qwen3-0.6b", "--format", "json"]) == 0
     out, err = capsys.readouterr()
     data = json.loads(out)
