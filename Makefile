@@ -24,8 +24,8 @@ setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this C
 demo: $(STAMP) ## Convert, quantize, chat and measure, end to end (MODEL=path-or-name)
 	@$(BIN)/qwen-edge demo $(if $(MODEL),--model $(MODEL))
 
-test: $(STAMP) ## Run the tests, fast ones first (ARGS="-k session" is passed to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests, one process a core (ARGS="-k session" is passed to pytest, -n 0 takes one)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(STAMP) ## Lint, check the formatting, check the types
 	@$(BIN)/ruff check
