@@ -98,8 +98,6 @@ def remove(item: Stored) -> None:
                 _remove_path(item.path)
                 _remove_empty_folders(item.path.parent)
         except OSError as error:
-            if isinstance(error, ConfigError):
-                raise
             raise ConfigError(
                 f"{error.filename or item.path} cannot be removed: {error.strerror}",
                 hint="Its folder must be writable. What could be removed before is gone; run it again.",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "kinds",
     flag_value="native",
     multiple=True,
-    help="Builds of llama.cpp that are not in use, unfinished ones and logs.",
+    help="Builds of llama.cpp that this machine does not use, unfinished ones and logs.",
 )
 @click.option("--history", "kinds", flag_value="history", multiple=True, help="What was typed in chat.")
 @click.option(
