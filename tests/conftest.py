@@ -32,7 +32,9 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     # Read once too.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(caches / "huggingface" / "hub"))
     monkeypatch.setenv("QWEN_EDGE_CACHE", str(caches / "qwen-edge"))
-    monkeypatch.delenv("QWEN_EDGE_DEBUG", raising=False)
+    # COLUMNS: whoever starts the tests may tell the width of a terminal.
+    for name in ("QWEN_EDGE_DEBUG", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
     return caches
 
 
