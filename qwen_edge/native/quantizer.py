@@ -234,7 +234,10 @@ def _quantize(job: dict[str, Any]) -> None:
     target = os.fsencode(job["target"] or "")
     code = api.llama_model_quantize(os.fsencode(job["source"]), target, ctypes.byref(params))
     if code != 0:
-        raise NativeError(f"llama.cpp cannot quantize {job['source']}: {reader.failure or f'code {code}'}")
+        raise NativeError(
+            f"llama.cpp cannot quantize {job['source']}: {reader.failure or f'code {code}'}",
+            hint="Its header is whole. Fetch or convert it again; if a fresh file does the same, please report it.",
+        )
 
 
 if __name__ == "__main__":
