@@ -441,9 +441,10 @@ class _Handler(BaseHTTPRequestHandler):
         chunk_bytes = max(256, min(_CHUNK_BYTES, int(rate * 0.02))) if rate else _CHUNK_BYTES
         for offset in range(0, len(body), chunk_bytes):
             chunk = body[offset : offset + chunk_bytes]
-            self.wfile.write(chunk)
+            # Before: whoever has the last byte may look at once.
             with hub.lock:
                 hub.bytes_sent[name] = hub.bytes_sent.get(name, 0) + len(chunk)
+            self.wfile.write(chunk)
             if rate and self.server.ended.wait(len(chunk) / rate):
                 return
 
