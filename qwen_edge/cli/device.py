@@ -103,7 +103,7 @@ def _bandwidth(machine: Machine) -> Iterator[tuple[str, str]]:
             for point in bandwidth.by_threads
         )
         caution = (
-            f"; over {format_bytes(bandwidth.buffer_bytes)}, which the last-level cache may hold: perhaps too high"
+            f"; over {format_bytes(bandwidth.buffer_bytes)}, which the last-level cache may hold: perhaps too high; --measure tries again"
             if bandwidth.may_be_cached
             else ""
         )

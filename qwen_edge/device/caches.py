@@ -58,14 +58,19 @@ def probe_caches(tree: Tree) -> tuple[Cache, ...] | Unknown:
     """
     online = online_cpus(tree)
     instances: set[tuple[int, CacheKind, int, tuple[int, ...]]] = set()
+    # A server has thousands of these files: what one CPU told of a shared cache is not read again.
+    told: set[tuple[str, int]] = set()
     for cpu in online:
         folder = f"{CPU_FOLDER}/cpu{cpu}/cache"
         for index in tree.names(folder, "index"):
+            if (index, cpu) in told:
+                continue
             level, size = tree.number(f"{folder}/{index}/level"), _size(tree.text(f"{folder}/{index}/size"))
             kind = _KINDS.get(tree.text(f"{folder}/{index}/type"))
             if level is not None and size is not None and kind is not None:
                 shared = tree.cpus(f"{folder}/{index}/shared_cpu_list") or (cpu,)
                 instances.add((level, kind, size, shared))
+                told.update((index, other) for other in shared)
     if not instances:
         first = f"{CPU_FOLDER}/cpu{online[0] if online else 0}/cache"
         return Unknown(tree.why_no_names(first))

@@ -17,6 +17,9 @@ _CPUFREQ = f"{CPU_FOLDER}/cpufreq"
 _PI_THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
 _PI_NOW = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_SINCE_BOOT = 16
+# Cooling devices that slow the processor, by how their names begin; others are fans, or slow something else.
+# Source: Linux, drivers/acpi/processor_thermal.c, drivers/thermal/cpufreq_cooling.c, intel_powerclamp.c.
+_SLOWING = ("processor", "cpufreq", "thermal-cpufreq", "intel_powerclamp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +184,7 @@ def _cooling(tree: Tree) -> tuple[str, ...] | None:
     found, active = False, []
     for name in tree.names(_THERMAL, "cooling_device"):
         kind = tree.text(f"{_THERMAL}/{name}/type")
-        if not kind.lower().startswith(("processor", "cpufreq", "cpu-", "thermal-cpufreq")):
+        if not kind.lower().startswith(_SLOWING):
             continue
         found = True
         if (tree.number(f"{_THERMAL}/{name}/cur_state") or 0) > 0:
