@@ -5,9 +5,12 @@ A kind is relative to the machine: "performance" is the fastest there is, and wh
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from qwen_edge.device.cgroups import cpu_quota
@@ -88,6 +91,16 @@ class UsableCores:
     cpus: tuple[int, ...]
     quota: float | None
     limited_by: Literal["", "affinity", "cgroup"]
+
+
+def usable_cores() -> int:
+    """Return the physical cores this process may use, at least 1: affinity and cgroup quota included."""
+    cores = probe_cores(Tree()) if sys.platform not in ("darwin", "win32") else Unknown("no /sys")
+    if isinstance(cores, Cores):
+        return usable_of(cores, os.sched_getaffinity(0), cpu_quota(Path("/"))).n_cores
+    import psutil
+
+    return max(1, psutil.cpu_count(logical=False) or os.cpu_count() or 1)
 
 
 def probe_cores(tree: Tree) -> Cores | Unknown:

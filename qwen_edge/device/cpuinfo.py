@@ -6,7 +6,6 @@ import functools
 import os
 import platform
 import re
-import subprocess
 import sys
 
 from qwen_edge.device.facts import Tree, Unknown
@@ -52,6 +51,8 @@ def sysctl_fields(text: str) -> dict[str, str]:
 
 def output_of(command: list[str], *, timeout_s: float) -> str:
     """Return what a command prints, in plain English; "" when it fails or takes too long."""
+    import subprocess  # every command imports this module, few ask another program
+
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,

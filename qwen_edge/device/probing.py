@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from dataclasses import replace
@@ -12,10 +11,9 @@ from typing import Any
 from qwen_edge import paths
 from qwen_edge.device import bandwidth as reading
 from qwen_edge.device.bandwidth import Bandwidth
-from qwen_edge.device.cgroups import cpu_quota
-from qwen_edge.device.cores import Cores, probe_cores, usable_of
+from qwen_edge.device.cores import usable_cores
 from qwen_edge.device.cpuinfo import cpu_features, cpu_name, output_of
-from qwen_edge.device.facts import Tree, Unknown, known
+from qwen_edge.device.facts import known
 from qwen_edge.device.machine import Machine
 from qwen_edge.errors import NoFolderError
 
@@ -72,16 +70,6 @@ def _probe_system() -> Machine:
     if hasattr(sys, "getandroidapilevel"):
         return probe_android(Path("/"), output_of(["getprop"], timeout_s=2))
     return probe_linux()
-
-
-def usable_cores() -> int:
-    """Return the physical cores this process may use, at least 1: affinity and cgroup quota included."""
-    cores = probe_cores(Tree()) if sys.platform not in ("darwin", "win32") else Unknown("no /sys")
-    if isinstance(cores, Cores):
-        return usable_of(cores, os.sched_getaffinity(0), cpu_quota(Path("/"))).n_cores
-    import psutil
-
-    return max(1, psutil.cpu_count(logical=False) or os.cpu_count() or 1)
 
 
 def describe_machine() -> dict[str, Any]:
