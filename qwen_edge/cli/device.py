@@ -116,8 +116,8 @@ def _state(machine: Machine) -> Iterator[tuple[str, str]]:
 
     battery = known(machine.battery)
     if source := known(machine.power_source):
-        charge = f"; battery {battery.charge_percent:.0f}%, {battery.status}" if battery else ""
-        yield "power", f"{source}{charge}"
+        charge = f"; battery at {battery.charge_percent:.0f}%, {battery.status}" if battery else ""
+        yield "power", f"from the {source}{charge}"
     if counters := known(machine.energy_counters):
         yield "energy", f"counted for {', '.join(counters)}"
     if zones := known(machine.thermal_zones):
@@ -127,8 +127,8 @@ def _state(machine: Machine) -> Iterator[tuple[str, str]]:
         events = f", {throttling.n_events} times since boot" if throttling.n_events else ""
         before = f", since boot: {', '.join(throttling.since_boot)}" if throttling.since_boot else ""
         yield "throttling", slowed + events + before
-    for policy in known(machine.frequency) or ():
-        yield "frequency", _policy(policy)
+    for text in _frequencies(known(machine.frequency) or ()):
+        yield "frequency", text
     boost = known(machine.boost)
     if boost is not None:
         yield "boost", "on" if boost else "off"
@@ -172,11 +172,18 @@ def _heat(zones: tuple[ThermalZone, ...]) -> str:
     return f"{zone.name} {celsius:.0f} °C{then}"
 
 
-def _policy(policy: FrequencyPolicy) -> str:
-    cpus = f"CPUs {policy.cpus[0]}-{policy.cpus[-1]}" if len(policy.cpus) > 1 else "a CPU"
-    now = f", {policy.current_mhz / 1000:.2f} GHz now" if policy.current_mhz else ""
-    limit = f", held at {policy.max_mhz / 1000:.2f} GHz" if policy.max_mhz and policy.is_held_down else ""
-    return f"{cpus}: {policy.governor or 'unknown'}{now}{limit}"
+def _frequencies(policies: tuple[FrequencyPolicy, ...]) -> Iterator[str]:
+    """Yield a line for the policies of each governor and limit: servers have one policy a CPU."""
+    alike: dict[tuple[str, float | None, float | None], list[FrequencyPolicy]] = {}
+    for policy in policies:
+        alike.setdefault((policy.governor, policy.max_mhz, policy.hardware_max_mhz), []).append(policy)
+    for group in alike.values():
+        first = group[0]
+        cpus = _count(sum(len(policy.cpus) for policy in group), "CPU")
+        fastest = max((policy.current_mhz or 0 for policy in group), default=0)
+        now = f", {fastest / 1000:.2f} GHz now" if fastest else ""
+        limit = f", held at {first.max_mhz / 1000:.2f} GHz" if first.max_mhz and first.is_held_down else ""
+        yield f"{cpus}: {first.governor or 'unknown'}{now}{limit}"
 
 
 def _unknown(machine: Machine) -> Iterator[tuple[str, str]]:

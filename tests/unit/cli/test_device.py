@@ -50,10 +50,10 @@ def test_a_laptop_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert found["usable"] == "6 cores"
     assert found["swap"] == "3.07 GB of 4.10 GB free, 4.10 GB of it compressed memory"
     assert found["reads memory"] == "10.0 GB/s with 1 thread, 42.5 GB/s with 6 threads"
-    assert found["power"] == "battery; battery 57%, discharging"
+    assert found["power"] == "from the battery; battery at 57%, discharging"
     assert found["heat"] == "x86_pkg_temp 71 °C, passive from 95"
     assert found["throttling"] == "not slowed now, 13 times since boot"
-    assert "CPUs 0-3: powersave, 2.10 GHz now, held at 2.80 GHz" in out
+    assert "4 CPUs: powersave, 2.10 GHz now, held at 2.80 GHz" in out
     assert "memory nodes" in out.partition("Not told by this machine")[2]
     assert "two seconds" in err
 
@@ -74,6 +74,21 @@ def test_what_is_remembered_is_not_measured(
     out, err = show(machine, monkeypatch, capsys, "--measure")
     assert "perhaps too high" not in out
     assert err
+
+
+def test_policies_that_are_alike_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    trees.amd_desktop(tmp_path)
+    for cpu in range(16):
+        khz = (2_000_000 + cpu, 400_000, 5_000_000, 5_000_000)
+        trees.write_tree(tmp_path, trees.policy(cpu, str(cpu), "schedutil", khz))
+    out, _ = show(probe_linux(tmp_path), monkeypatch, capsys)
+    assert [line[14:] for line in out.splitlines() if line.startswith("frequency")] == [
+        "16 CPUs: schedutil, 2.00 GHz now"
+    ]
+    assert rows(out)["memory nodes"].startswith("2:")
+    assert "from the" not in out, "the battery of a mouse says nothing of the machine"
 
 
 def test_narrow_terminals_get_whole_words(

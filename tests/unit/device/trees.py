@@ -199,6 +199,7 @@ def android_phone(root: Path) -> Path:
             "asimd asimdhp asimddp",
             "\n\nHardware\t: Vendor SM8350\n",
         ),
+        "proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\nSwapTotal: 3000000 kB\nSwapFree: 2500000 kB",
         "proc/swaps": "Filename Type Size Used Priority\n/dev/block/zram0 partition 3000000 500000 0",
     }
     kinds = ((range(4), 325, 1_804_800), (range(4, 7), 871, 2_419_200), (range(7, 8), 1024, 2_841_600))
