@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "run": "Answer one prompt.",
     "chat": "Talk to a model in the terminal.",
     "bench": "Measure speed and memory of model files.",
+    "device": "Show what this machine is, and how fast it reads memory.",
     "doctor": "Look at what is wrong here, and mend it.",
     "demo": "Convert, quantize, chat and measure, end to end.",
     "completion": "Print the script that completes names in your shell.",

@@ -46,6 +46,7 @@ def examine(
             *guarded(native.GROUP, "library", lambda: native.check_native(is_quick=is_quick, say=say)),
             *guarded(machine.GROUP, "python", machine.check_python),
             *guarded(machine.GROUP, "cpu", machine.check_cpu),
+            *guarded(machine.GROUP, "state", machine.check_state),
             *guarded(fit.GROUP, "fit", lambda: fit.check_fit(name, n_ctx)),
             *guarded(machine.PACKAGES, "qwen-edge", machine.check_extras),
             *guarded(machine.PACKAGES, "onnxruntime", machine.check_onnx),

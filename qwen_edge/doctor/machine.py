@@ -55,6 +55,39 @@ def check_cpu() -> Check:
     )
 
 
+def check_state() -> Iterator[Check]:
+    """Kinds of cores, how fast they read, and what slows them at this moment; nothing where none of it is told."""
+    facts = device.probe_machine()
+    found: list[str] = []
+    if (cores := device.known(facts.cores)) and len(cores.groups) > 1:
+        found.append(" and ".join(f"{group.n_cores} {group.kind}" for group in cores.groups) + " cores")
+    if bandwidth := device.known(facts.bandwidth):
+        best = bandwidth.best
+        threads = f"{best.n_threads} thread{'s' * (best.n_threads > 1)}"
+        found.append(f"{threads} read {best.bytes_per_s / 1e9:.1f} GB/s from memory")
+    throttling = device.known(facts.throttling)
+    slow = list(throttling.now) if throttling else []
+    slow += [
+        f"limited to {policy.max_mhz / 1000:.1f} GHz"
+        for policy in device.known(facts.frequency) or ()
+        if policy.max_mhz and policy.is_held_down
+    ]
+    if slow:
+        found.append(f"slowed now: {', '.join(dict.fromkeys(slow))}")
+    battery = device.known(facts.battery)
+    if battery and device.known(facts.power_source) == "battery":
+        found.append(f"on battery, {battery.charge_percent:.0f}%")
+    if found:
+        yield Check(
+            group=GROUP,
+            name="state",
+            status="note" if slow else "ok",
+            found="; ".join(found),
+            cost="answers come slower than they could" if slow else "",
+            advice="qwen-edge device shows temperatures and limits." if slow else "",
+        )
+
+
 def check_extras() -> Iterator[Check]:
     """The version, and which optional parts are here."""
     by_extra = _requirements()

@@ -12,7 +12,6 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen_edge.device.cpuinfo import cpuinfo_fields, output_of, sysctl_fields
 from qwen_edge.errors import ConfigError, NativeError
 
 # Environment variables of the user that reach CMake and change what is built.
@@ -33,6 +33,9 @@ CMAKE_INCLUDE = """\
 set(LLAMA_BUILD_COMMON OFF)
 install(FILES "${QWEN_EDGE_BUILD_FACTS}" DESTINATION "${SKBUILD_PLATLIB_DIR}/llama_cpp")
 """
+
+# What is asked answers at once; a compiler behind a wrapper may start slowly.
+_TIMEOUT_S = 60
 
 # What compilers emit on their own under -march=native, as /proc/cpuinfo spells it (pni is SSE3, abm is LZCNT).
 _X86_CODE_FEATURES = re.compile(
@@ -270,7 +273,7 @@ def pinned_version() -> str:
 def detect_cpu() -> Cpu:
     """Ask the system what the processor is; never assumes an instruction set."""
     if sys.platform == "darwin":
-        return parse_sysctl(_output_of(["sysctl", "-a"]), platform.machine())
+        return parse_sysctl(output_of(["sysctl", "-a"], timeout_s=_TIMEOUT_S), platform.machine())
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -280,12 +283,7 @@ def detect_cpu() -> Cpu:
 
 def parse_cpuinfo(text: str, architecture: str) -> Cpu:
     """Read the text of Linux's /proc/cpuinfo."""
-    # Cores may differ (big.LITTLE), so every value of a field is kept, once, in order.
-    fields: dict[str, dict[str, None]] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), {})[value.strip()] = None
+    fields = cpuinfo_fields(text)
 
     def values(*names: str) -> list[str]:
         return [value for name in names for value in fields.get(name, ())]
@@ -302,7 +300,7 @@ def parse_cpuinfo(text: str, architecture: str) -> Cpu:
 
 def parse_sysctl(text: str, architecture: str) -> Cpu:
     """Read the output of macOS's `sysctl -a`."""
-    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    fields = sysctl_fields(text)
     name = fields.get("machdep.cpu.brand_string", architecture)
     optional = {key.removeprefix("hw.optional.") for key in fields if _is_present_option(key, fields[key])}
     x86 = " ".join(fields.get(f"machdep.cpu.{part}", "") for part in ("features", "leaf7_features"))
@@ -326,7 +324,7 @@ def detect_compiler(env: Mapping[str, str]) -> Compiler:
     for command in [named] if named else ["c++", "g++", "clang++"]:
         words = shlex.split(command)
         if shutil.which(words[0], path=env.get("PATH")):
-            banner = _output_of([*words, "--version"])
+            banner = output_of([*words, "--version"], timeout_s=_TIMEOUT_S)
             return parse_compiler(command, banner, c_command=_c_compiler_of(command, env))
     raise NativeError(
         f"CXX is {named!r}, which is not found"
@@ -369,15 +367,3 @@ def _c_compiler_of(command: str, env: Mapping[str, str]) -> str:
             sibling = os.path.join(head, name.replace(suffix, c_suffix, 1))  # noqa: PTH118 - a command, not yet a path
             return sibling if shutil.which(sibling, path=env.get("PATH")) else ""
     return ""
-
-
-def _output_of(command: list[str]) -> str:
-    """Return what a command prints, in plain English; "" when it fails."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=60, check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

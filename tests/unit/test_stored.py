@@ -100,6 +100,7 @@ def test_every_byte_is_accounted_for() -> None:
     put(root / "native" / "building-0123" / "objects")
     put(root / "prefixes" / "d.prefix")
     put(root / "probe" / "e.json", 10)
+    put(root / "device" / "bandwidth-f.json", 10)
     put(root / "history" / "chat", 10)
     put(root / "sha256.json", 10)
     put(root / "models" / "notes.txt", 10)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from unit.device import trees
 
+from qwen_edge import device
+from qwen_edge.device import Bandwidth, ThreadBandwidth
+from qwen_edge.device.linux import probe_linux
 from qwen_edge.doctor import machine
 from qwen_edge.errors import NativeError
 
@@ -35,6 +41,35 @@ def requirements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_python_and_cpu_are_named() -> None:
     assert machine.check_python().found.startswith("Python 3.")
     assert "usable" in machine.check_cpu().found
+
+
+def test_what_slows_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laptop = probe_linux(trees.hybrid_laptop(tmp_path / "laptop"))
+    monkeypatch.setattr(device, "probe_machine", lambda: laptop)
+    (check,) = machine.check_state()
+    assert check.status == "note"
+    assert check.found == (
+        "2 performance and 4 efficiency cores; slowed now: limited to 2.8 GHz; on battery, 57%"
+    )
+    board = probe_linux(trees.raspberry_pi(tmp_path / "board"))
+    monkeypatch.setattr(device, "probe_machine", lambda: board)
+    (check,) = machine.check_state()
+    assert check.found == "slowed now: under-voltage, throttled"
+
+
+def test_a_machine_that_tells_nothing_gets_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = probe_linux(trees.bare_virtual_machine(tmp_path))
+    monkeypatch.setattr(device, "probe_machine", lambda: bare)
+    assert list(machine.check_state()) == []
+    measured = Bandwidth(
+        by_threads=(ThreadBandwidth(n_threads=2, bytes_per_s=1.74e10),),
+        buffer_bytes=1,
+        last_level_bytes=None,
+        measured_at=0,
+    )
+    monkeypatch.setattr(device, "probe_machine", lambda: replace(bare, bandwidth=measured))
+    (check,) = machine.check_state()
+    assert (check.status, check.found) == ("ok", "2 threads read 17.4 GB/s from memory")
 
 
 def test_a_narrow_python(monkeypatch: pytest.MonkeyPatch) -> None:
