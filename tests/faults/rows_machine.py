@@ -168,7 +168,7 @@ TYPED_ROWS = (
     _row("What is typed", "an option of the other kind of target", "convert ckpt --weights int4 -o m.gguf", _take("ckpt")),
 )  # fmt: skip
 
-_INTERRUPTED = ("setup", "doctor", "list", "pull org/tiny", "rm --records", "du", "convert ckpt -o x.gguf", "verify m.gguf --against ckpt",
+_INTERRUPTED = ("setup", "doctor", "device", "list", "pull org/tiny", "rm --records", "du", "convert ckpt -o x.gguf", "verify m.gguf --against ckpt",
                 "quantize m.gguf -t q8_0 -o x.gguf", "run m.gguf Hi", "chat m.gguf", "bench m.gguf", "demo", "completion bash")  # fmt: skip
 ENDING_ROWS = (
     _row("Endings", "the reader of stdout goes away", "list", stdout="gone"),
