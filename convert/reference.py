@@ -178,7 +178,7 @@ class _Layer:
 
 def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
     mean_square = np.mean(np.square(x), axis=-1, keepdims=True)
-    result: Array = x / np.sqrt(mean_square + np.float32(eps)) * weight
+    result: Array = (x / np.sqrt(mean_square + np.float32(eps)) * weight).astype(x.dtype, copy=False)
     return result
 
 
@@ -194,7 +194,7 @@ def _rotate(x: Array, config: QwenConfig) -> Array:
 
 def _softmax(scores: Array) -> Array:
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result: Array = weights / weights.sum(axis=-1, keepdims=True)
+    result: Array = (weights / weights.sum(axis=-1, keepdims=True)).astype(scores.dtype, copy=False)
     return result
 
 

@@ -51,7 +51,8 @@ def embed(
             raise ConfigError(f"texts[{index}] is empty, and this model has no token for that")
     vectors = engine.pooled(sequences, is_cancelled=is_cancelled)[:, :dimensions]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    result: NDArray[np.float32] = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    unit = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+    result: NDArray[np.float32] = unit.astype(vectors.dtype, copy=False)
     return result
 
 
