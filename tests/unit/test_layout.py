@@ -50,8 +50,11 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_advice",
         "memory_check",
+        "memory_kernels",
         "memory_onnx",
+        "memory_plan",
         "async_call",
         "async_session",
         "cancellation",
