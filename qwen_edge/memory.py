@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from qwen_edge.catalog_types import CatalogModel, Shape
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.gguf_header import GGUFHeader
-from qwen_edge.memory_kernels import PLAIN, Kernels, cpu_kernels, rearranged_bytes
+from qwen_edge.memory_kernels import PLAIN, Kernels, build_kernels, rearranged_bytes
 from qwen_edge.quant_types import TENSOR_TYPES
 from qwen_edge.tensor_plan import plan_tensors
 
@@ -147,7 +147,7 @@ def estimate_memory(
         shape: Of the model.
         type_name: A key of FILE_TYPES or an alias.
         config: How it is to be loaded, n_ctx a number.
-        kernels: Of the build; None takes those that this CPU has.
+        kernels: Of the build; None takes those of the build that is used here.
 
     Raises:
         As estimate_file_bytes.
@@ -182,7 +182,7 @@ def fits_of(
         model: A row of the catalog.
         config: How it is to be loaded, n_ctx a number; a model that handles fewer is counted with what it handles.
         available_bytes: Memory that is free.
-        kernels: Of the build; None takes those that this CPU has.
+        kernels: Of the build; None takes those of the build that is used here.
     """
     rows: list[tuple[str, int, MemoryEstimate]] = []
     if model.published is not None:
@@ -251,7 +251,7 @@ def estimate_header_memory(
     Args:
         header: Of the file.
         config: How it is to be loaded, n_ctx a number.
-        kernels: Of the build; None takes those that this CPU has.
+        kernels: Of the build; None takes those of the build that is used here.
 
     Returns:
         None where the header does not tell the sizes of the model.
@@ -307,7 +307,7 @@ def _held_weights(
     if config.safe_kernels:
         kernels = PLAIN
     elif kernels is None:
-        kernels = cpu_kernels()
+        kernels = build_kernels()
     is_tied = all(name != "output.weight" for name, *_ in tensors)
     plain = rearranged = head_copy = before = span = 0
     is_leading = True

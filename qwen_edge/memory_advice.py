@@ -67,7 +67,7 @@ def ways_out(
         weights: The file or folder, where it is one.
         model: The row of the catalog, where it is one.
         type_name: Its type.
-        kernels: Of llama.cpp's build; None takes those that this CPU has.
+        kernels: Of llama.cpp's build; None takes those of the build that is used here.
     """
     found = [
         *_smaller_settings(estimate, config, fits, is_gguf=weights is None or not is_onnx(weights)),

@@ -86,7 +86,7 @@ def memory_estimator(path: Path, config: LoadConfig, *, kernels: Kernels | None 
     Args:
         path: A GGUF file, or an exported folder.
         config: Settings that it is asked for first.
-        kernels: Of llama.cpp's build; None takes those that this CPU has.
+        kernels: Of llama.cpp's build; None takes those of the build that is used here.
 
     Raises:
         FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.

@@ -6,11 +6,13 @@ alone, or, where the file is mapped, beside the pages it came from. An embedding
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Literal
 
 from qwen_edge import device
-from qwen_edge.errors import NativeMissingError
 from qwen_edge.native import library
+from qwen_edge.native.library_file import has_amx_kernels
 from qwen_edge.quant_types import TENSOR_TYPES
 
 Kernels = frozenset[Literal["amx", "avx2", "avx512", "arm"]]
@@ -46,22 +48,14 @@ def cpu_kernels() -> Kernels:
 
 
 def build_kernels() -> Kernels:
-    """Return the kernels of the build that will be used, which is loaded for that; without a build, as cpu_kernels()."""
-    try:
-        info = library.system_info()
-    except NativeMissingError:
-        return cpu_kernels()
-    found: set[Literal["amx", "avx2", "avx512", "arm"]] = set()
-    if "AMX_INT8 = 1" in info:
-        found.add("amx")
-    if "REPACK = 1" in info:
-        if "AVX2 = 1" in info:
-            found.add("avx2")
-        if "AVX512 = 1" in info:
-            found.add("avx512")
-        if "NEON = 1" in info and ("DOTPROD = 1" in info or "MATMUL_INT8 = 1" in info):
-            found.add("arm")
-    return frozenset(found)
+    """Return the kernels of the build that will be used, without loading it; without a build, those of this CPU."""
+    folder = library.library_folder()
+    return cpu_kernels() if folder is None or _has_amx(folder) else cpu_kernels() - {"amx"}
+
+
+@functools.cache
+def _has_amx(folder: Path) -> bool:
+    return has_amx_kernels(folder) is not False
 
 
 def rearranged_bytes(type_name: str, row_weights: int, n_rows: int, kernels: Kernels) -> int | None:
