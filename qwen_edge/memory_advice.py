@@ -113,13 +113,16 @@ def _smaller_models(
             if smaller and fits(fit.memory):
                 yield f"another type, {model.name}@{fit.type_name}"
                 break
+    weights_bytes = now.weights_bytes + now.mapped_bytes
     types = (type_name, USUAL_TYPE)
     candidates = [
         (row.n_weights, fit.file_bytes, row.name, fit)
         for row in MODELS.values()
         if row.kind == "chat" and row.shape is not None and (model is None or row.family == model.family)
         for fit in fits_of(row, config, 0, kernels=kernels)
-        if fit.type_name in types and fit.memory.held_bytes < now.held_bytes and fits(fit.memory)
+        if fit.type_name in types
+        and fit.memory.weights_bytes + fit.memory.mapped_bytes < weights_bytes
+        and fits(fit.memory)
     ]
     if candidates:
         _, _, name, fit = max(candidates, key=lambda item: item[:2])

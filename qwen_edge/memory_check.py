@@ -17,6 +17,8 @@ from qwen_edge.memory_onnx import estimate_onnx_memory
 
 # Left free by n_ctx="auto", as a share: other programs go on growing, and an estimate may be 5% off.
 _HEADROOM = 0.1
+# Parts that round to 0.00 GB are left out of a message.
+_SHOWN_BYTES = 5_000_000
 
 
 def require_memory(path: Path, config: LoadConfig) -> LoadConfig:
@@ -119,7 +121,7 @@ def describe(need: MemoryEstimate) -> str:
         (need.compute_bytes, "activations"),
         (need.wanted_bytes - (need.held_bytes - need.runtime_bytes), "libraries and vocabulary"),
     ]
-    return ", ".join(f"{_gigabytes(n_bytes)} {name}" for n_bytes, name in parts if n_bytes)
+    return ", ".join(f"{_gigabytes(n_bytes)} {name}" for n_bytes, name in parts if n_bytes >= _SHOWN_BYTES)
 
 
 def _onnx_estimator(path: Path) -> Estimate | None:
