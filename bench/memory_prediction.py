@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 import qwen_edge
 from qwen_edge import device
 from qwen_edge.config import KVType, LoadConfig
+from qwen_edge.errors import NativeError
 from qwen_edge.gguf_header import GGUFHeader, read_header
 from qwen_edge.quant_types import TENSOR_TYPES
 
@@ -113,7 +114,11 @@ def _kv_size(header: GGUFHeader, prefix: str) -> int:
 
 
 def measure_apart(path: Path, config: LoadConfig) -> dict[str, Any]:
-    """Return what measure() finds in a fresh process, with the settings and the error of the prediction."""
+    """Return what measure() finds in a fresh process, with the settings and the error of the prediction.
+
+    Raises:
+        NativeError: The process failed; with the last that it said.
+    """
     settings = {
         name: getattr(config, name)
         for name in ("n_ctx", "kv_type", "flash_attention", "load_mode", "n_threads", "safe_kernels")
@@ -121,7 +126,7 @@ def measure_apart(path: Path, config: LoadConfig) -> dict[str, Any]:
     command = [sys.executable, "-m", "qwen_edge.bench.memory_prediction", "--child", str(path)]
     run = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
     if run.returncode != 0:
-        raise RuntimeError(f"{path.name} with {settings} failed: {run.stderr.strip()[-500:]}")
+        raise NativeError(f"{path.name} with {settings} failed: {run.stderr.strip()[-500:]}")
     found = json.loads(run.stdout)
     return {
         "file": path.name,
