@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qwen_edge.catalog_types import CatalogModel, Shape
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.gguf_header import GGUFHeader
-from qwen_edge.memory_kernels import PLAIN, Kernels, build_kernels, rearranged_bytes
+from qwen_edge.memory_kernels import Kernels
+from qwen_edge.memory_weights import HeldWeights, held_weights
 from qwen_edge.quant_types import TENSOR_TYPES
 from qwen_edge.tensor_plan import plan_tensors
 
@@ -88,17 +88,6 @@ class _Widths:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Weights:
-    """The tensors of a file by what becomes of them: see _held_weights."""
-
-    file_bytes: int
-    plain_bytes: int
-    rearranged_bytes: int
-    head_copy_bytes: int
-    mapped_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """One type of a model, and whether it fits.
 
@@ -165,7 +154,7 @@ def estimate_memory(
         vocab_size=shape.vocab_size,
     )
     return _estimate(
-        _held_weights(tensors, estimate_file_bytes(shape, type_name), config, kernels),
+        held_weights(tensors, estimate_file_bytes(shape, type_name), config, kernels),
         widths,
         2 * shape.n_layers * shape.kv_size,
         config,
@@ -227,7 +216,7 @@ def estimate_published(model: CatalogModel, config: LoadConfig) -> MemoryEstimat
     )
     n_bytes = published.size_bytes
     is_mapped = config.load_mode == "mmap"
-    weights = _Weights(
+    weights = HeldWeights(
         file_bytes=n_bytes,
         plain_bytes=0,
         rearranged_bytes=n_bytes,
@@ -282,7 +271,7 @@ def estimate_header_memory(
         vocab_size=embedding.shape[-1] if embedding is not None else 0,
     )
     return _estimate(
-        _held_weights(tensors, header.size_bytes, config, kernels),
+        held_weights(tensors, header.size_bytes, config, kernels),
         widths,
         n_layers * n_kv_heads * (key + value),
         config,
@@ -290,52 +279,8 @@ def estimate_header_memory(
     )
 
 
-def _held_weights(
-    tensors: Sequence[tuple[str, str, int, int, int]],
-    file_bytes: int,
-    config: LoadConfig,
-    kernels: Kernels | None,
-) -> _Weights:
-    """Return what becomes of tensors.
-
-    Args:
-        tensors: Name, type, weights in a row, rows and bytes of each, in the order of the file.
-        file_bytes: Length of the file.
-        config: load_mode and safe_kernels are used.
-        kernels: As in estimate_memory.
-    """
-    if config.safe_kernels:
-        kernels = PLAIN
-    elif kernels is None:
-        kernels = build_kernels()
-    is_tied = all(name != "output.weight" for name, *_ in tensors)
-    plain = rearranged = head_copy = before = span = 0
-    is_leading = True
-    for name, type_name, row_weights, n_rows, n_bytes in tensors:
-        is_embedding = name == "token_embd.weight"
-        form = rearranged_bytes(type_name, row_weights, n_rows, kernels) if n_rows > 1 else None
-        if form is not None and not is_embedding:
-            rearranged += form
-            before += n_bytes
-            continue
-        if is_embedding and is_tied:
-            head_copy = form or 0
-        plain += n_bytes
-        # llama.cpp keeps the mapping from the first to the last tensor that it uses as it lies.
-        span += n_bytes + (0 if is_leading else before)
-        before, is_leading = 0, False
-    is_mapped = config.load_mode == "mmap"
-    return _Weights(
-        file_bytes=file_bytes,
-        plain_bytes=0 if is_mapped else plain,
-        rearranged_bytes=rearranged,
-        head_copy_bytes=head_copy,
-        mapped_bytes=span if is_mapped else 0,
-    )
-
-
 def _estimate(
-    weights: _Weights, widths: _Widths, kv_numbers: float, config: LoadConfig, *, n_tokens: int
+    weights: HeldWeights, widths: _Widths, kv_numbers: float, config: LoadConfig, *, n_tokens: int
 ) -> MemoryEstimate:
     """Return the estimate.
 
