@@ -17,6 +17,8 @@ Switch = Literal["on", "off"]
 ThinkingMode = Literal["on", "off", "auto"]
 
 DEFAULT_N_CTX = 4096
+# What n_ctx="auto" becomes: load() puts the largest context that fits in its place.
+AUTO_N_CTX = 0
 # Source: LLAMA_MAX_SEQ in llama.cpp, src/llama-cparams.h
 MAX_SESSIONS = 256
 
@@ -89,7 +91,9 @@ class LoadConfig:
 
     Attributes:
         n_ctx: Tokens a session can hold, prompt and replies together. The KV cache is allocated for all of them
-            (112 KiB a token for Qwen3-0.6B in F16), so the model's own limit is not the default.
+            (112 KiB a token for Qwen3-0.6B in F16), so the model's own limit is not the default. "auto" (AUTO_N_CTX) takes
+            the largest that fits in the memory that is free, with a tenth of it to spare, and that the model was
+            trained for.
         n_threads: CPU threads; None takes the physical cores this process may use.
         n_batch: Tokens evaluated in one native call while prefilling. A call cannot be interrupted: smaller
             answers Ctrl-C sooner, larger uses the matrix kernels better.
@@ -127,7 +131,11 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))
-        _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
+        asked: object = self.n_ctx
+        if asked == "auto":
+            object.__setattr__(self, "n_ctx", AUTO_N_CTX)
+        elif asked != AUTO_N_CTX:
+            _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
         _check_range("n_batch", self.n_batch, 1, 8192)
         _check_range("n_sessions", self.n_sessions, 1, MAX_SESSIONS)
         if self.n_threads is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qwen_edge import device
 from qwen_edge.catalog_types import CatalogModel, Shape
+from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.gguf_header import GGUFHeader
-from qwen_edge.quant_types import TENSOR_TYPES, file_type
-from qwen_edge.tensor_plan import plan_head, plan_tensors
+from qwen_edge.memory_kernels import Kernels
+from qwen_edge.memory_weights import HeldWeights, held_weights
+from qwen_edge.quant_types import TENSOR_TYPES
+from qwen_edge.tensor_plan import plan_tensors
 
 # Larger before smaller; what `qwen-edge quantize` is mostly asked for.
 COMMON_TYPES = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
@@ -18,15 +20,14 @@ _HEADER_BYTES_PER_ROW = 39
 # Source: llama_context constructor, GGML_PAD(n_ctx, 256).
 _N_CTX_STEP = 256
 _N_BATCH = 512
-# The four figures below are fitted to peak resident sizes of whole processes, without flash attention, n_batch 512:
-# 0.5B with full contexts of 2048, 4096 and 8192, 0.6B of 2048, and a 5.8 M model. The estimate is 0 to 3% above them.
-# Attention scores are float32, one a head, token of the batch and token of the context; with what is copied of them.
-_SCORE_COPIES = 1.4
-# Activations of a batch, in feed-forward widths.
-_FFN_COPIES = 2.5
-# Interpreter, numpy, the native library; and llama.cpp's tables of the vocabulary.
-_RUNTIME_BYTES = 60_000_000
+# Widths of a token's row that live at once while attention runs: the layer's input, its norm and their sum; queries and
+# keys and values before and after the rotation; five numbers of position and place. Equal to what llama.cpp reserves.
+_ROW_WIDTHS, _ROW_NUMBERS = (3, 2, 2), 5
+# Interpreter, numpy, the native library, graphs; and llama.cpp's tables of the vocabulary.
+_RUNTIME_BYTES = 66_000_000
 _RUNTIME_BYTES_PER_ROW = 375
+# Of that, interpreter and numpy are there before a model is loaded.
+_INTERPRETER_BYTES = 30_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +35,13 @@ class MemoryEstimate:
     """What a process needs that has a model loaded and its context full.
 
     Attributes:
-        weights_bytes: The tensors, and the rest of the file.
+        weights_bytes: The tensors in the form in which they are held; mapped ones that are used as they lie are not in it.
         kv_bytes: KV cache for n_ctx tokens.
-        compute_bytes: Activations of one batch, at full context.
+        compute_bytes: Activations of one batch at full context, and what kernels need beside them.
         head_copy_bytes: Second form of a tied head, where this CPU's kernels rearrange it.
         runtime_bytes: Interpreter, libraries, tables of the vocabulary.
+        mapped_bytes: Pages of a mapped file that stay in use. The system drops and reads them again as it likes.
+        loading_bytes: Pages of a mapped file while it is loaded: all of them.
     """
 
     weights_bytes: int
@@ -46,10 +49,18 @@ class MemoryEstimate:
     compute_bytes: int
     head_copy_bytes: int
     runtime_bytes: int
+    mapped_bytes: int = 0
+    loading_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Their sum."""
+        """The peak: the sum in use, or what loading holds for a moment where that is more."""
+        loaded = self.weights_bytes + self.head_copy_bytes + self.runtime_bytes
+        return loaded + max(self.loading_bytes, self.mapped_bytes + self.kv_bytes + self.compute_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the system cannot take back: all but the pages of a mapped file."""
         return (
             self.weights_bytes
             + self.kv_bytes
@@ -57,6 +68,23 @@ class MemoryEstimate:
             + self.head_copy_bytes
             + self.runtime_bytes
         )
+
+    @property
+    def wanted_bytes(self) -> int:
+        """What has to be free for it: what is held, but for what a process has before it loads anything."""
+        return self.held_bytes - min(self.runtime_bytes, _INTERPRETER_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Widths:
+    """The sizes that activations depend on."""
+
+    n_heads: int
+    hidden_size: int
+    q_size: int
+    kv_size: int
+    ffn_size: int
+    vocab_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,94 +127,120 @@ def estimate_tensor_bytes(shape: Shape, type_name: str) -> int:
     return sum(tensor.padded_bytes for tensor in plan_tensors(shape, type_name))
 
 
-def head_bytes(shape: Shape, type_name: str) -> int:
-    """Return the bytes of the head, tied or not."""
-    return plan_head(shape, type_name).n_bytes
-
-
 def estimate_memory(
-    shape: Shape,
-    type_name: str,
-    n_ctx: int,
-    *,
-    kv_item_bytes: float = 2,
-    n_batch: int = _N_BATCH,
-    copies_head: bool | None = None,
+    shape: Shape, type_name: str, config: LoadConfig, *, kernels: Kernels | None = None
 ) -> MemoryEstimate:
-    """Return what a model of this shape will need, loaded by this library without flash attention.
+    """Return what a model of this shape will need, loaded by llama.cpp.
 
     Args:
         shape: Of the model.
         type_name: A key of FILE_TYPES or an alias.
-        n_ctx: Tokens the context holds.
-        kv_item_bytes: Of one number of the KV cache: 2 for F16, 34/32 for Q8_0.
-        n_batch: Tokens evaluated in one native call.
-        copies_head: Whether the CPU's kernels hold a rearranged copy of a tied head; None asks this CPU.
+        config: How it is to be loaded, n_ctx a number.
+        kernels: Of the build; None takes those of the build that is used here.
 
     Raises:
         As estimate_file_bytes.
     """
-    head = head_bytes(shape, type_name)
-    if copies_head is None:
-        copies_head = _rearranges_heads()
-    is_copied = copies_head and shape.is_tied and file_type(type_name).kind != "float"
-    return _estimate(
-        estimate_file_bytes(shape, type_name),
-        shape.kv_bytes_per_token(kv_item_bytes),
-        n_ctx,
-        n_batch=n_batch,
+    tensors = [
+        (tensor.name, tensor.type_name, tensor.row_weights, tensor.n_rows, tensor.n_bytes)
+        for tensor in plan_tensors(shape, type_name)
+    ]
+    widths = _Widths(
         n_heads=shape.n_heads,
+        hidden_size=shape.hidden_size,
+        q_size=shape.q_size,
+        kv_size=shape.kv_size,
         ffn_size=shape.ffn_size,
         vocab_size=shape.vocab_size,
-        head_copy_bytes=head if is_copied else 0,
+    )
+    return _estimate(
+        held_weights(tensors, estimate_file_bytes(shape, type_name), config, kernels),
+        widths,
+        2 * shape.n_layers * shape.kv_size,
+        config,
+        n_tokens=shape.vocab_size,
     )
 
 
-def fits_of(model: CatalogModel, n_ctx: int, available_bytes: int) -> tuple[Fit, ...]:
+def fits_of(
+    model: CatalogModel, config: LoadConfig, available_bytes: int, *, kernels: Kernels | None = None
+) -> tuple[Fit, ...]:
     """Return what is offered of a model, larger before smaller, and which of that fits.
 
     Args:
         model: A row of the catalog.
-        n_ctx: Tokens the context is to hold; a model that handles fewer is counted with what it handles.
+        config: How it is to be loaded, n_ctx a number; a model that handles fewer is counted with what it handles.
         available_bytes: Memory that is free.
+        kernels: Of the build; None takes those of the build that is used here.
     """
-    n_ctx = min(n_ctx, model.n_ctx_train)
     rows: list[tuple[str, int, MemoryEstimate]] = []
     if model.published is not None:
-        offered = model.published
-        memory = _estimate(
-            offered.size_bytes,
-            offered.kv_bytes_per_token,
-            n_ctx,
-            n_batch=_N_BATCH,
-            n_heads=offered.n_heads,
-            ffn_size=offered.ffn_size,
-            vocab_size=offered.vocab_size,
-            head_copy_bytes=0,
-        )
-        rows.append((offered.type_name, offered.size_bytes, memory))
+        published = model.published
+        rows.append((published.type_name, published.size_bytes, estimate_published(model, config)))
     elif model.shape is not None:
+        config = _within(model, config)
         rows += [
-            (name, estimate_file_bytes(model.shape, name), estimate_memory(model.shape, name, n_ctx))
+            (
+                name,
+                estimate_file_bytes(model.shape, name),
+                estimate_memory(model.shape, name, config, kernels=kernels),
+            )
             for name in COMMON_TYPES
         ]
     return tuple(
-        Fit(type_name=name, file_bytes=size, memory=memory, fits=memory.total_bytes <= available_bytes)
+        Fit(type_name=name, file_bytes=size, memory=memory, fits=memory.wanted_bytes <= available_bytes)
         for name, size, memory in rows
     )
 
 
+def estimate_published(model: CatalogModel, config: LoadConfig) -> MemoryEstimate:
+    """Return what a model needs of which only a converted file is offered.
+
+    Which of its tensors are rearranged is not known: a mapped file is counted as if all were.
+
+    Args:
+        model: A row of the catalog with `published`.
+        config: How it is to be loaded, n_ctx a number.
+    """
+    published = model.published
+    assert published is not None, f"Bug: {model.name} is not offered as a file"
+    # Attention is about as wide as the residual stream, a feed-forward layer about three times that.
+    hidden = published.ffn_size // 3
+    widths = _Widths(
+        n_heads=published.n_heads,
+        hidden_size=hidden,
+        q_size=hidden,
+        kv_size=hidden,
+        ffn_size=published.ffn_size,
+        vocab_size=published.vocab_size,
+    )
+    n_bytes = published.size_bytes
+    is_mapped = config.load_mode == "mmap"
+    weights = HeldWeights(
+        file_bytes=n_bytes,
+        plain_bytes=0,
+        rearranged_bytes=n_bytes,
+        head_copy_bytes=0,
+        mapped_bytes=n_bytes if is_mapped else 0,
+    )
+    return _estimate(
+        weights,
+        widths,
+        published.kv_bytes_per_token / 2,
+        _within(model, config),
+        n_tokens=published.vocab_size,
+    )
+
+
 def estimate_header_memory(
-    header: GGUFHeader, n_ctx: int, *, kv_type: str = "f16", n_batch: int = _N_BATCH, n_sessions: int = 1
+    header: GGUFHeader, config: LoadConfig, *, kernels: Kernels | None = None
 ) -> MemoryEstimate | None:
     """Return what a GGUF file will need when it is loaded, with full contexts.
 
     Args:
         header: Of the file.
-        n_ctx: Tokens that each context holds.
-        kv_type: Type of the KV cache.
-        n_batch: Tokens evaluated in one native call.
-        n_sessions: Contexts.
+        config: How it is to be loaded, n_ctx a number.
+        kernels: Of the build; None takes those of the build that is used here.
 
     Returns:
         None where the header does not tell the sizes of the model.
@@ -201,53 +255,78 @@ def estimate_header_memory(
     if not n_layers or not hidden or not n_heads or not ffn_size:
         return None
     n_kv_heads = size("attention.head_count_kv") or n_heads
-    widths = sum(size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
-    kv = TENSOR_TYPES[kv_type.upper()]
-    tensors = {tensor.name: tensor for tensor in header.tensors}
-    embedding = tensors.get("token_embd.weight")
-    is_copied = (
-        embedding is not None
-        and "output.weight" not in tensors
-        and embedding.type_name in ("Q6_K", "Q8_0")
-        and _rearranges_heads()
-    )
-    return _estimate(
-        header.size_bytes,
-        n_sessions * n_layers * n_kv_heads * widths * kv.block_bytes / kv.block_weights,
-        n_ctx,
-        n_batch=min(n_batch, n_ctx),
+    key, value = (size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
+    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    vocabulary = header.arrays.get("tokenizer.ggml.tokens")
+    tensors = [
+        (tensor.name, tensor.type_name, tensor.shape[0], tensor.n_weights // tensor.shape[0], tensor.n_bytes)
+        for tensor in header.tensors
+    ]
+    widths = _Widths(
         n_heads=n_heads,
+        hidden_size=hidden,
+        q_size=n_heads * key,
+        kv_size=n_kv_heads * key,
         ffn_size=ffn_size,
         vocab_size=embedding.shape[-1] if embedding is not None else 0,
-        head_copy_bytes=embedding.n_bytes if embedding is not None and is_copied else 0,
+    )
+    return _estimate(
+        held_weights(tensors, header.size_bytes, config, kernels),
+        widths,
+        n_layers * n_kv_heads * (key + value),
+        config,
+        n_tokens=vocabulary.count if vocabulary is not None else 0,
     )
 
 
 def _estimate(
-    file_bytes: int,
-    kv_bytes_per_token: float,
-    n_ctx: int,
-    *,
-    n_batch: int,
-    n_heads: int,
-    ffn_size: int,
-    vocab_size: int,
-    head_copy_bytes: int,
+    weights: HeldWeights, widths: _Widths, kv_numbers: float, config: LoadConfig, *, n_tokens: int
 ) -> MemoryEstimate:
-    n_ctx = -(-n_ctx // _N_CTX_STEP) * _N_CTX_STEP
+    """Return the estimate.
+
+    Args:
+        weights: As they will be held.
+        widths: Of the model.
+        kv_numbers: Of the KV cache, for one token.
+        config: n_ctx, n_batch, n_sessions, kv_type, flash_attention and load_mode are used.
+        n_tokens: Of the vocabulary in the file.
+    """
+    assert config.n_ctx != AUTO_N_CTX, "Bug: an automatic context is chosen before it is counted"
+    n_ctx = -(-config.n_ctx // _N_CTX_STEP) * _N_CTX_STEP
+    kv = TENSOR_TYPES[config.kv_type.upper()]
     return MemoryEstimate(
-        weights_bytes=file_bytes,
-        kv_bytes=int(n_ctx * kv_bytes_per_token),
-        compute_bytes=int(4 * n_batch * (_SCORE_COPIES * n_heads * n_ctx + _FFN_COPIES * ffn_size)),
-        head_copy_bytes=head_copy_bytes,
-        runtime_bytes=_RUNTIME_BYTES + _RUNTIME_BYTES_PER_ROW * vocab_size,
+        weights_bytes=weights.plain_bytes + weights.rearranged_bytes,
+        kv_bytes=int(config.n_sessions * n_ctx * kv_numbers * kv.block_bytes / kv.block_weights),
+        compute_bytes=_compute_bytes(widths, n_ctx, min(config.n_batch, config.n_ctx), config),
+        head_copy_bytes=weights.head_copy_bytes,
+        runtime_bytes=_RUNTIME_BYTES + _RUNTIME_BYTES_PER_ROW * n_tokens,
+        mapped_bytes=weights.mapped_bytes,
+        loading_bytes=weights.file_bytes if weights.mapped_bytes else 0,
     )
 
 
-def _rearranges_heads() -> bool:
-    """Return whether this CPU has kernels that want a head in Q6_K or Q8_0 rearranged: AMX and ARM, by the source.
+def _compute_bytes(widths: _Widths, n_ctx: int, n_batch: int, config: LoadConfig) -> int:
+    """Return the bytes that a batch touches of llama.cpp's compute buffer, and of its kernels' own.
 
-    Source: ggml/src/ggml-cpu/amx/mmq.cpp, ggml_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp.
+    Without flash attention the scores of all heads and the mask are float32 for each token of the batch and of the
+    context, and the scores once more in F16 where the values are. With it there is a mask in F16.
+    Source: build_attn_mha in src/llama-graph.cpp; ggml_graph_plan in ggml/src/ggml-cpu/ggml-cpu.c.
     """
-    features = device.cpu_features()
-    return "amx_int8" in features or "asimd" in features
+    row = sum(
+        count * width
+        for count, width in zip(_ROW_WIDTHS, (widths.hidden_size, widths.q_size, widths.kv_size), strict=True)
+    )
+    feed_forward = 2 * widths.hidden_size + 2 * widths.ffn_size
+    if config.flash_attention == "on":
+        numbers = max(row + _ROW_NUMBERS + n_ctx / 2, feed_forward) + widths.ffn_size
+    else:
+        copies = 0.5 if config.kv_type in ("f16", "bf16") else 0
+        scores = (1 + widths.n_heads * (1 + copies)) * n_ctx
+        numbers = max(row + _ROW_NUMBERS + scores, feed_forward)
+    return int(4 * (n_batch * numbers + widths.vocab_size))
+
+
+def _within(model: CatalogModel, config: LoadConfig) -> LoadConfig:
+    """Return the settings with no longer a context than the model handles."""
+    assert config.n_ctx != AUTO_N_CTX, "Bug: an automatic context is chosen before it is counted"
+    return replace(config, n_ctx=min(config.n_ctx, model.n_ctx_train))

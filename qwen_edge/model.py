@@ -330,7 +330,7 @@ def _template(info: ModelInfo, asked: str | None) -> ChatTemplate:
 
 def _engine(path: Path, config: LoadConfig) -> Engine:
     """Load the engine that runs what stands at a path, where there is memory for it."""
-    require_memory(path, config)
+    config = require_memory(path, config)
     if is_onnx(path):
         from qwen_edge.engines.onnx import OnnxEngine
 

@@ -127,6 +127,33 @@ def write_trial_model(
     return total_bytes
 
 
+def write_trial_outline(
+    path: str | os.PathLike[str],
+    shape: Shape,
+    type_name: str,
+    *,
+    architecture: Architecture = "qwen3",
+    n_ctx_train: int = 32_768,
+) -> int:
+    """Write what write_trial_model() writes with holes in place of the weights, which take no space on most disks.
+
+    For what only looks at sizes: a file that is read there has weights of zero.
+
+    Returns:
+        Length of the file in bytes.
+
+    Raises:
+        As write_trial_model.
+    """
+    tensors = plan_tensors(shape, type_name)
+    header = _header(shape, type_name, architecture, n_ctx_train, tensors)
+    total_bytes = len(header) + sum(tensor.padded_bytes for tensor in tensors)
+    with atomic_path(path) as part, part.open("wb") as file:
+        file.write(header)
+        file.truncate(total_bytes)
+    return total_bytes
+
+
 def _header(
     shape: Shape,
     type_name: str,

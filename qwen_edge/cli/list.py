@@ -10,7 +10,7 @@ import click
 
 from qwen_edge.cli.completing import complete_model
 from qwen_edge.cli.output import console_on, format_option, note, print_json
-from qwen_edge.config import DEFAULT_N_CTX
+from qwen_edge.config import DEFAULT_N_CTX, LoadConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,7 @@ class Row:
                     "type": fit.type_name,
                     "file_bytes": fit.file_bytes,
                     "memory_bytes": fit.memory.total_bytes,
+                    "wanted_bytes": fit.memory.wanted_bytes,
                     "memory": asdict(fit.memory),
                     "fits": fit.fits,
                 }
@@ -97,8 +98,10 @@ def command(name: str | None, n_ctx: int, local: bool, output_format: str) -> No
     from qwen_edge.stored import stored_models
 
     memory = available_memory_bytes()
+    config = LoadConfig(n_ctx=n_ctx)
     rows = [
-        Row(model, fits_of(model, n_ctx, memory.available_bytes), find_local(model)) for model in select(name)
+        Row(model, fits_of(model, config, memory.available_bytes), find_local(model))
+        for model in select(name)
     ]
     rows.sort(key=lambda row: row.best is None)
     if output_format == "json":

@@ -24,6 +24,7 @@ COMPLETE_VARIABLE = "_QWEN_EDGE_COMPLETE"
 VERBS: dict[str, str] = {
     "setup": "Build llama.cpp for this CPU, once.",
     "list": "Show the models that have a name, which fit, and what is here.",
+    "plan": "Tell the memory that a model will need, and whether it is free.",
     "pull": "Fetch a model and check it.",
     "rm": "Remove models, downloads and caches.",
     "du": "Show what is kept on the disk.",

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from qwen_edge.config import (
+    AUTO_N_CTX,
     DEFAULT_N_CTX,
     AdapterConfig,
     LoadConfig,
@@ -90,11 +91,30 @@ def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Call
     )
 
 
+class _NCtx(click.IntRange):
+    """A number of tokens, or "auto"."""
+
+    name = "context"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; AUTO_N_CTX for "auto"."""
+        return AUTO_N_CTX if value == "auto" else int(super().convert(value, param, ctx))
+
+
+n_ctx_option = click.option(
+    "--n-ctx",
+    type=_NCtx(min=16),
+    default=DEFAULT_N_CTX,
+    show_default=True,
+    metavar="N|auto",
+    help="Context, in tokens; auto takes the largest that fits in memory.",
+)
+
 _OPTIONS = (
     click.option("--thinking", type=parse_thinking, metavar="on|off|auto|N",
                  help="Think first, answer at once, as the model is used to, or think for at most N tokens. Default: auto."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after this many tokens, thinking included."),
-    click.option("--n-ctx", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True, metavar="N", help="Context, in tokens."),
+    n_ctx_option,
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: the physical cores."),
     click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
                  help="On reads long prompts faster, off answers faster."),

@@ -13,12 +13,11 @@ from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import FormatError, ModelNotFoundError
 from qwen_edge.gguf_header import read_header
 from qwen_edge.memory import MemoryEstimate, estimate_memory, fits_of
+from qwen_edge.memory_advice import USUAL_TYPE
 from qwen_edge.memory_check import memory_estimator
 from qwen_edge.quant_types import file_type_of_id
 
 GROUP = "Memory"
-# What most people run, and what the advice without a name is given for.
-_USUAL_TYPE = "Q4_K_M"
 
 
 def check_fit(name: str | None, n_ctx: int) -> Iterator[Check]:
@@ -52,15 +51,15 @@ def _largest(n_ctx: int, memory: device.AvailableMemory) -> Check:
         (model, fit)
         for model in MODELS.values()
         if model.shape is not None and model.kind == "chat"
-        for fit in fits_of(model, n_ctx, memory.available_bytes)
-        if fit.type_name == _USUAL_TYPE and fit.fits
+        for fit in fits_of(model, LoadConfig(n_ctx=n_ctx), memory.available_bytes)
+        if fit.type_name == USUAL_TYPE and fit.fits
     ]
     if not fitting:
         return Check(
             group=GROUP,
             name="fit",
             status="warning",
-            found=f"no model of the catalog fits as {_USUAL_TYPE} with a context of {n_ctx} tokens: {memory.reason}",
+            found=f"no model of the catalog fits as {USUAL_TYPE} with a context of {n_ctx} tokens: {memory.reason}",
             advice="Close other programs, or ask for less: qwen-edge list --n-ctx 1024",
         )
     model, fit = max(fitting, key=lambda item: item[0].n_weights)
@@ -68,7 +67,7 @@ def _largest(n_ctx: int, memory: device.AvailableMemory) -> Check:
         group=GROUP,
         name="fit",
         status="ok",
-        found=f"the largest model that fits as {_USUAL_TYPE} with a context of {n_ctx} tokens: {model.name} "
+        found=f"the largest model that fits as {USUAL_TYPE} with a context of {n_ctx} tokens: {model.name} "
         f"({_gigabytes(fit.memory.total_bytes)} of {_gigabytes(memory.available_bytes)})",
     )
 
@@ -78,11 +77,11 @@ def _check_model(
 ) -> Check:
     shown, need = _need(model, type_name, n_ctx)
     title = f"{model.name} as {shown}"
-    if need.total_bytes <= memory.available_bytes:
+    if need.wanted_bytes <= memory.available_bytes:
         return _compared(title, need, n_ctx, memory)
     smaller = [
         fit
-        for fit in fits_of(model, n_ctx, memory.available_bytes)
+        for fit in fits_of(model, LoadConfig(n_ctx=n_ctx), memory.available_bytes)
         if fit.fits and fit.memory.total_bytes < need.total_bytes
     ]
     short_ctx = _shorter(n_ctx)
@@ -93,12 +92,12 @@ def _check_model(
 
 def _need(model: CatalogModel, type_name: str | None, n_ctx: int) -> tuple[str, MemoryEstimate]:
     """Return a type of a model, the usual one without a name, and what it needs."""
-    fits = {fit.type_name: fit.memory for fit in fits_of(model, n_ctx, 0)}
-    wanted = type_name or (_USUAL_TYPE if _USUAL_TYPE in fits else next(iter(fits), ""))
+    fits = {fit.type_name: fit.memory for fit in fits_of(model, LoadConfig(n_ctx=n_ctx), 0)}
+    wanted = type_name or (USUAL_TYPE if USUAL_TYPE in fits else next(iter(fits), ""))
     if wanted in fits:
         return wanted, fits[wanted]
     if model.shape is not None:
-        return wanted, estimate_memory(model.shape, wanted, n_ctx)
+        return wanted, estimate_memory(model.shape, wanted, LoadConfig(n_ctx=n_ctx))
     raise ModelNotFoundError(
         f"{model.name} is not offered as {wanted}", hint=f"qwen-edge list {model.name} shows what is."
     )
@@ -111,7 +110,7 @@ def _check_file(path: Path, n_ctx: int, memory: device.AvailableMemory) -> Check
         kind = file_type_of_id(header.metadata.get("general.file_type"))
         title += f" ({kind.name})" if kind else ""
     estimate = memory_estimator(path, LoadConfig())
-    need, short = (estimate(n) if estimate else None for n in (n_ctx, _shorter(n_ctx)))
+    need, short = (estimate(LoadConfig(n_ctx=n)) if estimate else None for n in (n_ctx, _shorter(n_ctx)))
     if need is None:
         raise FormatError(f"{path} does not tell the sizes of its model")
     return _compared(title, need, n_ctx, memory, short=short)
@@ -140,8 +139,8 @@ def _compared(
         advice: Ways out that were found.
         short: What a shorter context takes; a way out where it fits.
     """
-    fits = need.total_bytes <= memory.available_bytes
-    if short is not None and not fits and short.total_bytes <= memory.available_bytes:
+    fits = need.wanted_bytes <= memory.available_bytes
+    if short is not None and not fits and short.wanted_bytes <= memory.available_bytes:
         advice = [*advice, f"a shorter context: --n-ctx {_shorter(n_ctx)}"]
     return Check(
         group=GROUP,

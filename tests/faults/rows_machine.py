@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from qwen_edge.catalog import MODELS
+from qwen_edge.trial_model import write_trial_outline
 from tests.adapters import write_adapter
 from tests.faults.running import SMALL_DISK, Fault, nothing
 from tests.faults.world import REPOSITORY, World
@@ -16,6 +18,8 @@ from tests.hub_server import Fault as HubFault
 
 _RUN = "run m.gguf Hi --max-tokens 4 --threads 1 --n-ctx 256"
 _PULL = f"pull {REPOSITORY} --source huggingface"
+_LARGE = MODELS["qwen3-1.7b"].shape
+assert _LARGE is not None
 _LOOKS_FREE = {"FAULT_DISK_LOOKS_FREE": "1"}
 _NO_HOME = {"HOME": "", "QWEN_EDGE_CACHE": "", "XDG_CACHE_HOME": "", "HF_HOME": "", "FAULT_NO_USER": "1"}
 _KB, _MB = 1 << 10, 1 << 20
@@ -120,7 +124,7 @@ MEMORY_ROWS = (
     _row("Memory and context", "a context larger than memory", "run m.gguf Hi --n-ctx 16000000 --threads 1", _take("m.gguf")),
     _row("Memory and context", "a context larger than an ONNX graph has positions for", "run onnx Hi --n-ctx 4096 --threads 1", _take("onnx")),
     _row("Memory and context", "a context larger than ulimit -v", "run m.gguf Hi --n-ctx 4000000 --threads 1", _take("m.gguf"), limits={resource.RLIMIT_AS: 2500 * _MB}),
-    _row("Memory and context", "a model larger than ulimit -v", _RUN, lambda world: os.truncate(world.take("m.gguf"), 3000 * _MB), limits={resource.RLIMIT_AS: 2500 * _MB}),
+    _row("Memory and context", "a model larger than ulimit -v", _RUN, lambda world: write_trial_outline(world.take("m.gguf"), _LARGE, "BF16"), limits={resource.RLIMIT_AS: 2500 * _MB}),
     _row("Memory and context", "a prompt longer than the context", "run m.gguf - --n-ctx 64 --threads 1", _take("m.gguf"), stdin=b"word " * 200),
     _row("Memory and context", "a prompt longer than the context of an ONNX model", "run onnx - --n-ctx 64 --threads 1", _take("onnx"), stdin=b"word " * 200),
 )  # fmt: skip

@@ -147,7 +147,10 @@ _MASKS = (
     (re.compile(r"[\d.]+ GB of this machine's [\d.]+ GB"), "N GB of this machine's N GB"),
     (re.compile(r"[\d,.]+ (?:kB|MB|GB) are free"), "N MB are free"),
     (re.compile(r"[\d,.]+ (?:kB|MB)( of [\d,.]+ [kMG]B)? were written"), r"N MB\1 were written"),
-    (re.compile(r"n_ctx=\d+ fits \(--n-ctx \d+"), "n_ctx=N fits (--n-ctx N"),
+    (re.compile(r"n_ctx=\d+ \(--n-ctx \d+\)"), "n_ctx=N (--n-ctx N)"),
+    (re.compile(r"another model, [\w.-]+@\w+"), "another model, NAME@TYPE"),
+    # Whether this fits too depends on the machine.
+    (re.compile(r"; (kv_type=\"q8_0\" with )?flash_attention=[^;.]*"), ""),
     (re.compile(r"(allows|program itself takes|may have|has|have) [\d,.]+ (MB|GB)"), r"\1 N \2"),
     (re.compile(r"/(resolve|snapshots)/[0-9a-f]{40}/"), r"/\1/COMMIT/"),
     (re.compile(r"/\S*/(python[\d.]*)\b"), r"\1"),

@@ -15,6 +15,7 @@ from qwen_edge import device, paths
 from qwen_edge.catalog import MODELS
 from qwen_edge.cli.list import Row, catalog_table
 from qwen_edge.cli.main import main
+from qwen_edge.config import LoadConfig
 from qwen_edge.hub.local import find_local
 from qwen_edge.memory import fits_of
 
@@ -51,7 +52,7 @@ def test_one_line_a_model_those_that_fit_first(capsys: Capture, monkeypatch: pyt
     assert sorted(row[0] for row in rows) == sorted(MODELS)
     fits = ["no" not in row[5:] for row in rows]
     assert fits == sorted(fits, reverse=True)
-    assert rows[0] == ["qwen3-0.6b", "596", "M", "chat", "switch", "40k", "Apache-2.0", "Q8_0", "1.43", "-"]
+    assert rows[0] == ["qwen3-0.6b", "596", "M", "chat", "switch", "40k", "Apache-2.0", "Q8_0", "1.46", "-"]
 
 
 @pytest.mark.usefixtures("memory")
@@ -82,7 +83,8 @@ def test_json_has_every_field_and_what_fits(capsys: Capture) -> None:
     assert [fit["type"] for fit in small["fits"]] == ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"]
     for fit in small["fits"]:
         assert fit["memory_bytes"] == sum(fit["memory"].values())
-        assert fit["fits"] == (fit["memory_bytes"] <= 2_000_000_000)
+        assert fit["fits"] == (fit["wanted_bytes"] <= 2_000_000_000)
+        assert fit["memory_bytes"] - 30_000_000 == fit["wanted_bytes"]
     assert large["largest_that_fits"] is None
     assert not any(fit["fits"] for fit in large["fits"])
 
@@ -130,7 +132,9 @@ def test_what_is_here_is_said(capsys: Capture) -> None:
 def test_names_stay_whole(width: int) -> None:
     from rich.console import Console
 
-    rows = [Row(model, fits_of(model, 4096, 2 * 10**9), find_local(model)) for model in MODELS.values()]
+    rows = [
+        Row(model, fits_of(model, LoadConfig(), 2 * 10**9), find_local(model)) for model in MODELS.values()
+    ]
     console = Console(width=width, file=io.StringIO())
     console.print(catalog_table(rows, is_narrow=width < 105))
     assert isinstance(console.file, io.StringIO)

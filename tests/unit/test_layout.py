@@ -50,8 +50,12 @@ LAYERS = (
     ("engines",),
     (
         "memory",
+        "memory_advice",
         "memory_check",
+        "memory_kernels",
         "memory_onnx",
+        "memory_plan",
+        "memory_weights",
         "async_call",
         "async_session",
         "cancellation",

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qwen_edge import device, memory_check
-from qwen_edge.config import LoadConfig
+from qwen_edge.catalog import MODELS
+from qwen_edge.config import LoadConfig, Switch
 from qwen_edge.errors import InsufficientMemoryError
 from qwen_edge.gguf_header import read_header
-from qwen_edge.memory import estimate_header_memory
+from qwen_edge.memory import estimate_header_memory, estimate_memory
+from qwen_edge.memory_advice import largest_context
 from qwen_edge.memory_check import require_memory
+from qwen_edge.memory_plan import plan_memory
+from qwen_edge.trial_model import write_trial_outline
 
 
 @pytest.fixture
@@ -25,31 +32,30 @@ def memory_is(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture
-def model(make_gguf: Callable[..., Path]) -> Path:
-    """A file with the sizes of Qwen3-0.6B and no tensors."""
-    path = make_gguf(
-        "m.gguf",
-        block_count=28,
-        embedding_length=1024,
-        feed_forward_length=3072,
-        head_count=16,
-        head_count_kv=8,
-        key_length=128,
-        value_length=128,
-    )
-    with path.open("rb+") as file:
-        file.truncate(400_000_000)
+def model(tmp_path: Path) -> Path:
+    """A file with the sizes of Qwen3-0.6B in Q4_0."""
+    path = tmp_path / "m.gguf"
+    shape = MODELS["qwen3-0.6b"].shape
+    assert shape is not None
+    write_trial_outline(path, shape, "Q4_0", n_ctx_train=40_960)
     return path
 
 
+@pytest.fixture(autouse=True)
+def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_check, "build_kernels", lambda: frozenset({"avx2"}))
+
+
 def test_kv_cache_of_a_file_is_what_the_notes_measured(model: Path, make_gguf: Callable[..., Path]) -> None:
-    need = estimate_header_memory(read_header(model), 4096)
+    need = estimate_header_memory(read_header(model), LoadConfig(n_ctx=4096))
     assert need is not None
     assert need.kv_bytes == 4096 * 112 * 1024
-    eight_bit = estimate_header_memory(read_header(model), 4096, kv_type="q8_0", n_sessions=2)
+    eight_bit = estimate_header_memory(
+        read_header(model), LoadConfig(kv_type="q8_0", flash_attention="on", n_sessions=2)
+    )
     assert eight_bit is not None
     assert eight_bit.kv_bytes == need.kv_bytes * 2 * 34 // 64
-    assert estimate_header_memory(read_header(make_gguf("untold.gguf", block_count=28)), 4096) is None
+    assert estimate_header_memory(read_header(make_gguf("untold.gguf", block_count=28)), LoadConfig()) is None
 
 
 def test_a_context_that_does_not_fit_is_refused_with_one_that_does(
@@ -59,7 +65,7 @@ def test_a_context_that_does_not_fit_is_refused_with_one_that_does(
     require_memory(model, LoadConfig(n_ctx=4096))
     with pytest.raises(InsufficientMemoryError, match="with a context of 100,000 tokens") as caught:
         require_memory(model, LoadConfig(n_ctx=100_000))
-    assert "0.40 GB weights" in caught.value.message
+    assert "0.38 GB weights" in caught.value.message
     assert "1.50 GB are free (as the test says)" in caught.value.message
     assert caught.value.hint is not None
     fits = int(caught.value.hint.partition("=")[2].partition(" ")[0])
@@ -71,11 +77,69 @@ def test_a_context_that_does_not_fit_is_refused_with_one_that_does(
 def test_weights_that_do_not_fit_are_refused_unless_they_are_mapped(
     model: Path, memory_is: Callable[[int], None]
 ) -> None:
-    memory_is(300_000_000)
+    memory_is(400_000_000)
     with pytest.raises(InsufficientMemoryError) as caught:
         require_memory(model, LoadConfig(n_ctx=256))
     assert "smaller type" in str(caught.value.hint)
     require_memory(model, LoadConfig(n_ctx=256, load_mode="mmap"))
+
+
+def test_three_things_that_would_fit(tmp_path: Path, memory_is: Callable[[int], None]) -> None:
+    model, shape = tmp_path / "m.gguf", MODELS["qwen3-1.7b"].shape
+    assert shape is not None
+    write_trial_outline(model, shape, "Q8_0")
+    memory_is(3_200_000_000)
+    with pytest.raises(InsufficientMemoryError) as caught:
+        require_memory(model, LoadConfig(n_ctx=12_288))
+    hint = caught.value.hint or ""
+    assert 'kv_type="q8_0" with flash_attention="on", which it needs' in hint
+    packed = LoadConfig(n_ctx=12_288, kv_type="q8_0", flash_attention="on")
+    assert require_memory(model, packed) == packed
+    assert hint.count(";") == 2
+    assert "another model, " in hint
+    other = hint.rpartition("another model, ")[2].rstrip(".")
+    plan = plan_memory(other, LoadConfig(n_ctx=12_288))
+    assert plan.fits
+    assert plan.advice == ""
+
+
+def test_an_automatic_context_is_the_largest_that_fits_with_headroom(
+    model: Path, memory_is: Callable[[int], None]
+) -> None:
+    asked = LoadConfig(n_ctx="auto")  # type: ignore[arg-type]
+    memory_is(1_500_000_000)
+    chosen = require_memory(model, asked)
+    assert 256 <= chosen.n_ctx < 40_960
+    memory_is(1_350_000_000)
+    require_memory(model, chosen)
+    with pytest.raises(InsufficientMemoryError):
+        require_memory(model, replace(chosen, n_ctx=chosen.n_ctx + 256))
+    memory_is(10**11)
+    assert require_memory(model, asked).n_ctx == 40_960
+    memory_is(100_000_000)
+    with pytest.raises(InsufficientMemoryError, match="with a context of 256 tokens"):
+        require_memory(model, asked)
+
+
+@given(free_bytes=st.integers(0, 10**10), n_batch=st.integers(1, 1024), flash=st.sampled_from(["on", "off"]))
+@settings(max_examples=40, deadline=None)
+def test_the_largest_context_fits_and_the_next_does_not(free_bytes: int, n_batch: int, flash: Switch) -> None:
+    shape = MODELS["qwen3-0.6b"].shape
+    assert shape is not None
+    config = LoadConfig(n_batch=n_batch, flash_attention=flash)
+
+    def need(n_ctx: int) -> int:
+        return estimate_memory(shape, "Q4_0", replace(config, n_ctx=n_ctx)).wanted_bytes
+
+    found = largest_context(
+        lambda asked: estimate_memory(shape, "Q4_0", asked),
+        config,
+        40_960,
+        lambda memory: memory.wanted_bytes <= free_bytes,
+    )
+    assert found % 256 == 0
+    assert found == 0 or need(found) <= free_bytes
+    assert found == 40_960 or need(found + 256) > free_bytes
 
 
 def test_a_file_that_cannot_be_understood_is_left_to_the_engine(
@@ -93,7 +157,7 @@ def test_loading_asks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     asked = []
 
-    def refuse(path: Path, config: LoadConfig) -> None:
+    def refuse(path: Path, config: LoadConfig) -> LoadConfig:
         asked.append((path, config.n_ctx))
         raise InsufficientMemoryError("too large")
 
