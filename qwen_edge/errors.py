@@ -251,8 +251,8 @@ class NativeCrashError(NativeError):
 class InsufficientMemoryError(QwenEdgeError):
     """The model does not fit in the memory that is free."""
 
-    cause = "Weights and KV cache together are larger than what system, cgroup or ulimit leave."
-    cure = "A smaller --n-ctx or a smaller type needs less; `qwen-edge list` shows what fits."
+    cause = "Weights, KV cache and activations together are larger than what system, cgroup or ulimit leave."
+    cure = "A smaller --n-ctx or a smaller type needs less; `qwen-edge plan` and `list` show what fits."
 
 
 class OutputError(QwenEdgeError, ValueError):

@@ -22,6 +22,7 @@ CAUGHT = {
     "qwen_edge/__main__.py": "of stdout, with its name; end_with makes a line of it",
     "qwen_edge/chat/partial_json.py": "of text that is no JSON; parse_partial answers with what it has",
     "qwen_edge/chat/template.py": "of a hostile form of a date; render makes a TemplateError of it",
+    "qwen_edge/device/bandwidth.py": "of damaged figures; remembered() measures again",
     "qwen_edge/engines/onnx_file.py": "of a damaged field; read_onnx_file makes a FormatError of it",
     "qwen_edge/engines/onnx_folder.py": "of damaged metadata; _checked_facts makes a FormatError of it",
     "qwen_edge/manifest.py": "of a damaged manifest; read_manifest makes a FormatError of it",
