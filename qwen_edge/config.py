@@ -18,7 +18,7 @@ ThinkingMode = Literal["on", "off", "auto"]
 
 DEFAULT_N_CTX = 4096
 # What n_ctx="auto" becomes: load() puts the largest context that fits in its place.
-AUTO_N_CTX = 0
+AUTO_N_CTX = -1
 # Source: LLAMA_MAX_SEQ in llama.cpp, src/llama-cparams.h
 MAX_SESSIONS = 256
 
@@ -26,7 +26,8 @@ _MAX_ADAPTER_SCALE = 1000.0
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    # A caller without a type checker may give anything; NaN is between nothing.
+    if not isinstance(value, int | float) or not low <= value <= high:
         raise ConfigError(f"{name} must be between {low:g} and {high:g} (not {value!r})")
 
 

@@ -214,8 +214,9 @@ def test_sampling_is_checked(field: str, value: float) -> None:
 
 
 def test_load_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="n_ctx"):
-        LoadConfig(n_ctx=0)
+    for n_ctx in (0, -2, "most"):
+        with pytest.raises(ConfigError, match="n_ctx"):
+            LoadConfig(n_ctx=n_ctx)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="flash attention"):
         LoadConfig(kv_type="q8_0")
     assert GREEDY.temperature == 0.0
