@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import qwen_edge
 from qwen_edge import device
-from qwen_edge.config import KVType, LoadConfig
+from qwen_edge.config import QUANTIZED_KV_TYPES, KVType, LoadConfig
 from qwen_edge.errors import NativeError
 from qwen_edge.gguf_header import GGUFHeader, read_header
 from qwen_edge.quant_types import TENSOR_TYPES
@@ -142,7 +142,7 @@ def cases(n_ctx: Sequence[int], kv_types: Sequence[KVType], load_modes: Sequence
         LoadConfig(
             n_ctx=tokens,
             kv_type=kv_type,
-            flash_attention="on" if kv_type in ("q8_0", "q4_0") else "off",
+            flash_attention="on" if kv_type in QUANTIZED_KV_TYPES else "off",
             load_mode=mode,  # type: ignore[arg-type]
             n_threads=device.usable_cores(),
             safe_kernels=False,

@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qwen_edge.errors import ConfigError
 
 LoadMode = Literal["read", "mmap"]
 KVType = Literal["f16", "bf16", "f32", "q8_0", "q4_0"]
+KV_TYPES: tuple[KVType, ...] = get_args(KVType)
+# They need flash attention. Source: llama_init_from_model in src/llama-context.cpp.
+QUANTIZED_KV_TYPES = ("q8_0", "q4_0")
 Switch = Literal["on", "off"]
 ThinkingMode = Literal["on", "off", "auto"]
 
@@ -143,8 +146,8 @@ class LoadConfig:
             _check_range("n_threads", self.n_threads, 1, 1024)
         _check_choice("flash_attention", self.flash_attention, ("on", "off"))
         _check_choice("load_mode", self.load_mode, ("read", "mmap"))
-        _check_choice("kv_type", self.kv_type, ("f16", "bf16", "f32", "q8_0", "q4_0"))
-        if self.kv_type in ("q8_0", "q4_0") and self.flash_attention == "off":
+        _check_choice("kv_type", self.kv_type, KV_TYPES)
+        if self.kv_type in QUANTIZED_KV_TYPES and self.flash_attention == "off":
             raise ConfigError(
                 f"kv_type {self.kv_type!r} needs flash attention", hint='Add flash_attention="on".'
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_edge.catalog import MODELS
 from qwen_edge.catalog_types import CatalogModel
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import QUANTIZED_KV_TYPES, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.memory import MemoryEstimate, fits_of
 from qwen_edge.memory_kernels import Kernels
@@ -82,12 +82,12 @@ def _smaller_settings(estimate: Estimate, config: LoadConfig, fits: Fits, *, is_
     shorter = largest_context(estimate, config, config.n_ctx, fits)
     if shorter >= min(_SHORTEST, config.n_ctx):
         yield f"n_ctx={shorter} (--n-ctx {shorter})"
-    if not is_gguf or config.kv_type in ("q8_0", "q4_0"):
+    if not is_gguf or config.kv_type in QUANTIZED_KV_TYPES:
         return
     packed = replace(config, kv_type="q8_0", flash_attention="on")
     need = estimate(packed)
     if need is not None and fits(need):
-        yield 'kv_type="q8_0" with flash_attention="on", which it needs and which decodes slower in long contexts'
+        yield 'kv_type="q8_0" with flash_attention="on" (--kv-type q8_0), which decodes slower in long contexts'
         return
     plain = replace(config, flash_attention="on")
     need = estimate(plain)

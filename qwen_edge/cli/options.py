@@ -13,7 +13,10 @@ import click
 from qwen_edge.config import (
     AUTO_N_CTX,
     DEFAULT_N_CTX,
+    KV_TYPES,
+    QUANTIZED_KV_TYPES,
     AdapterConfig,
+    KVType,
     LoadConfig,
     SamplingConfig,
     Switch,
@@ -110,14 +113,33 @@ n_ctx_option = click.option(
     help="Context, in tokens; auto takes the largest that fits in memory.",
 )
 
+kv_type_option = click.option(
+    "--kv-type",
+    type=click.Choice(KV_TYPES),
+    default="f16",
+    show_default=True,
+    help="Type of the KV cache; q8_0 and q4_0 take half and a quarter of it, and come with flash attention.",
+)
+flash_attention_option = click.option(
+    "--flash-attention",
+    type=click.Choice(["on", "off"]),
+    help="On reads long prompts faster, off answers faster. Default: off, or as --kv-type needs.",
+)
+
+
+def flash_attention_for(kv_type: KVType, asked: Switch | None) -> Switch:
+    """Return what was asked for, else what a type of the KV cache needs."""
+    return asked or ("on" if kv_type in QUANTIZED_KV_TYPES else "off")
+
+
 _OPTIONS = (
     click.option("--thinking", type=parse_thinking, metavar="on|off|auto|N",
                  help="Think first, answer at once, as the model is used to, or think for at most N tokens. Default: auto."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after this many tokens, thinking included."),
     n_ctx_option,
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: the physical cores."),
-    click.option("--flash-attention", type=click.Choice(["on", "off"]), default="off", show_default=True,
-                 help="On reads long prompts faster, off answers faster."),
+    flash_attention_option,
+    kv_type_option,
     click.option("--provider", default="cpu", show_default=True,
                  help="Where an ONNX model runs: cpu, openvino, or another of the installed ONNX Runtime."),
     click.option("--adapter", "adapters", type=parse_adapter, metavar="FILE[:SCALE]", multiple=True,
@@ -142,7 +164,8 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         max_tokens: int | None,
         n_ctx: int,
         threads: int | None,
-        flash_attention: Switch,
+        flash_attention: Switch | None,
+        kv_type: KVType,
         provider: str,
         adapters: tuple[AdapterConfig, ...],
         chat_template: str | None,
@@ -156,7 +179,8 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         load = LoadConfig(
             n_ctx=n_ctx,
             n_threads=threads,
-            flash_attention=flash_attention,
+            flash_attention=flash_attention_for(kv_type, flash_attention),
+            kv_type=kv_type,
             provider=provider,
             adapters=adapters,
             prefix_cache=not no_prefix_cache,

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_edge.cli.completing import complete_model
-from qwen_edge.cli.options import n_ctx_option
+from qwen_edge.cli.options import (
+    flash_attention_for,
+    flash_attention_option,
+    kv_type_option,
+    n_ctx_option,
+)
 from qwen_edge.cli.output import console_on, format_bytes, format_option, note, print_json
 from qwen_edge.config import MAX_SESSIONS, KVType, LoadConfig, LoadMode, Switch
 
@@ -29,16 +34,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Conversations at a time, each with a context of its own.",
 )
-@click.option(
-    "--kv-type",
-    type=click.Choice(["f16", "bf16", "f32", "q8_0", "q4_0"]),
-    default="f16",
-    show_default=True,
-    help="Type of the KV cache; q8_0 and q4_0 come with flash attention.",
-)
-@click.option(
-    "--flash-attention", type=click.Choice(["on", "off"]), help="Default: off, or as --kv-type needs."
-)
+@kv_type_option
+@flash_attention_option
 @click.option(
     "--load-mode",
     type=click.Choice(["read", "mmap"]),
@@ -63,12 +60,11 @@ def command(
     """
     from qwen_edge.memory_plan import plan_memory
 
-    needs_flash = kv_type in ("q8_0", "q4_0")
     config = LoadConfig(
         n_ctx=n_ctx,
         n_sessions=sessions,
         kv_type=kv_type,
-        flash_attention=flash_attention or ("on" if needs_flash else "off"),
+        flash_attention=flash_attention_for(kv_type, flash_attention),
         load_mode=load_mode,
     )
     plan = plan_memory(name, config)

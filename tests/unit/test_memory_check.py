@@ -92,7 +92,7 @@ def test_three_things_that_would_fit(tmp_path: Path, memory_is: Callable[[int], 
     with pytest.raises(InsufficientMemoryError) as caught:
         require_memory(model, LoadConfig(n_ctx=12_288))
     hint = caught.value.hint or ""
-    assert 'kv_type="q8_0" with flash_attention="on", which it needs' in hint
+    assert 'kv_type="q8_0" with flash_attention="on" (--kv-type q8_0)' in hint
     packed = LoadConfig(n_ctx=12_288, kv_type="q8_0", flash_attention="on")
     assert require_memory(model, packed) == packed
     assert hint.count(";") == 2
