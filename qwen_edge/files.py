@@ -272,15 +272,21 @@ def _remove_stale_parts(target: Path) -> None:
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder, whatever their target.
+    """Remove the temporary files that killed processes left below a folder, whatever their target.
 
     Raises:
         OSError: One cannot be removed.
     """
-    for part in folder.glob(".*.part"):
+    for part in stale_parts(folder):
+        part.unlink(missing_ok=True)
+
+
+def stale_parts(folder: Path) -> Iterator[Path]:
+    """Yield the temporary files `.NAME.PID.x.part` below a folder whose writers are gone."""
+    for part in folder.rglob(".*.part"):
         pid = part.name.split(".")[-3]
         if pid.isdigit() and not is_running(int(pid)) and part.is_file():
-            part.unlink(missing_ok=True)
+            yield part
 
 
 def is_running(pid: int) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from qwen_edge import paths
 from qwen_edge.doctor.report import FixKind, Report
-from qwen_edge.doctor.storage import stale_parts
 from qwen_edge.errors import QwenEdgeError
+from qwen_edge.files import stale_parts
 
 
 def mend(report: Report, say: Callable[[str], None]) -> tuple[str, ...]:

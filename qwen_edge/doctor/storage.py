@@ -11,7 +11,8 @@ from pathlib import Path
 
 from qwen_edge import paths
 from qwen_edge.doctor.report import Check, Fix
-from qwen_edge.files import existing_folder
+from qwen_edge.errors import NoFolderError
+from qwen_edge.files import existing_folder, stale_parts
 
 GROUP = "Disk"
 
@@ -33,13 +34,10 @@ _REASONS = {
 def check_cache() -> Iterator[Check]:
     """Whether the cache folder is there, can be written, and has room."""
     try:
-        folder = paths.cache_root()
-    except RuntimeError:  # platformdirs and pathlib, where no home is known
-        folder = Path("~")
-    if not folder.is_absolute() and str(folder).startswith("~"):
+        folder = paths.cache_root().absolute()
+    except NoFolderError:
         yield _homeless()
         return
-    folder = folder.absolute()
     reason = _why_unwritable(existing_folder(folder))
     if reason:
         yield Check(
@@ -104,16 +102,6 @@ def check_leftovers() -> Iterator[Check]:
             found=f"{len(waiting)} download{'s' * (len(waiting) > 1)} not finished, {_megabytes(waiting)}",
             advice="qwen-edge pull NAME goes on where it stopped",
         )
-
-
-def stale_parts(folder: Path) -> Iterator[Path]:
-    """Yield the temporary files `.NAME.PID.x.part` below a folder whose writers are gone."""
-    import psutil
-
-    for path in folder.rglob(".*.part"):
-        pid = path.name.split(".")[-3]
-        if path.is_file() and pid.isdigit() and not psutil.pid_exists(int(pid)):
-            yield path
 
 
 def _homeless() -> Check:

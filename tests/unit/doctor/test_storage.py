@@ -17,6 +17,7 @@ import pytest
 from qwen_edge import paths
 from qwen_edge.doctor import storage
 from qwen_edge.doctor.report import Check
+from qwen_edge.files import stale_parts
 
 
 def by_name(checks: Any) -> dict[str, Check]:
@@ -87,7 +88,12 @@ def test_a_file_where_the_folder_should_be(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "cache_root", lambda: Path("~/.cache/qwen-edge"))
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "XDG_CACHE_HOME", "QWEN_EDGE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     check = by_name(storage.check_cache())["cache"]
     assert check.status == "problem"
     assert "HOME is not set" in check.found
@@ -116,7 +122,7 @@ def test_leftovers_of_dead_runs_and_downloads_that_wait(dead_pid: int) -> None:
     dead.write_bytes(bytes(2_000_000))
     alive.touch()
     (paths.cache_root() / "partial" / "0f.part").write_bytes(bytes(3_000_000))
-    assert list(storage.stale_parts(paths.cache_root())) == [dead]
+    assert list(stale_parts(paths.cache_root())) == [dead]
     checks = by_name(storage.check_leftovers())
     assert checks["leftovers"].found == "1 file of runs that were killed, 2.0 MB"
     assert checks["downloads"].found == "1 download not finished, 3.0 MB"
