@@ -71,7 +71,7 @@ def atomic_path(
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            part.chmod(0o666 & ~_umask())
+            part.chmod(0o666 & ~current_umask())
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ def atomic_folder(target: str | os.PathLike[str], *, needed_bytes: int | None = 
             for path in part.iterdir():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-            part.chmod(0o777 & ~_umask())
+            part.chmod(0o777 & ~current_umask())
             if target.is_dir():
                 old = _make_folder(target, f".{target.name}.{os.getpid()}.")
                 target.replace(old)
@@ -200,7 +200,8 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.1f} kB"
 
 
-def _umask() -> int:
+def current_umask() -> int:
+    """Return the bits that new files do not get; the system tells them only by setting others."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from qwen_edge.digests import file_digest, remember_digest
 from qwen_edge.errors import DownloadError
-from qwen_edge.files import atomic_path
+from qwen_edge.files import atomic_path, current_umask
 from qwen_edge.hub.listing import Listing, RemoteFile
 from qwen_edge.hub.transfer import fetch
 from qwen_edge.hub.web import Patience
@@ -241,7 +241,5 @@ def _git_sha1(path: Path) -> str:
 
 
 def _rename(part: Path, path: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    part.chmod(0o666 & ~umask)
+    part.chmod(0o666 & ~current_umask())
     part.replace(path)
