@@ -17,11 +17,14 @@ KV_TYPES: tuple[KVType, ...] = get_args(KVType)
 # They need flash attention. Source: llama_init_from_model in src/llama-context.cpp.
 QUANTIZED_KV_TYPES = ("q8_0", "q4_0")
 Switch = Literal["on", "off"]
+Affinity = Literal["none", "cores"]
 ThinkingMode = Literal["on", "off", "auto"]
 
 DEFAULT_N_CTX = 4096
 # What n_ctx="auto" becomes: load() puts the largest context that fits in its place.
 AUTO_N_CTX = -1
+# Source: GGML_MAX_N_THREADS in ggml/include/ggml.h
+MAX_THREADS = 512
 # Source: LLAMA_MAX_SEQ in llama.cpp, src/llama-cparams.h
 MAX_SESSIONS = 256
 
@@ -99,6 +102,9 @@ class LoadConfig:
             the largest that fits in the memory that is free, with a tenth of it to spare, and that the model was
             trained for.
         n_threads: CPU threads; None takes the physical cores this process may use.
+        n_prefill_threads: CPU threads while a prompt is read, for llama.cpp; None takes n_threads.
+        affinity: "cores" binds each thread to a physical core of its own, the fastest first, "none" leaves that to the
+            system. Linux, Android and Windows, for llama.cpp.
         n_batch: Tokens evaluated in one native call while prefilling. A call cannot be interrupted: smaller
             answers Ctrl-C sooner, larger uses the matrix kernels better.
         flash_attention: "off" decodes faster on CPU as the context grows, "on" prefills faster and needs less memory
@@ -118,10 +124,14 @@ class LoadConfig:
             has its KV cache in F32, and refuses the others.
         chat_template: None takes the one in the model file, "chatml" the plain form that Qwen's models share (no tools, no
             switch for thinking); anything else is Jinja source.
+        tuned: Take what `qwen-edge tune` found for this file, machine and build, for the settings that are not asked for:
+            in load(path, name=value) the names that are given, in a LoadConfig the values that are not the default.
     """
 
     n_ctx: int = DEFAULT_N_CTX
     n_threads: int | None = None
+    n_prefill_threads: int | None = None
+    affinity: Affinity = "none"
     n_batch: int = 512
     flash_attention: Switch = "off"
     kv_type: KVType = "f16"
@@ -132,6 +142,7 @@ class LoadConfig:
     prefix_cache: bool = True
     provider: str = "cpu"
     chat_template: str | None = None
+    tuned: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))
@@ -142,8 +153,10 @@ class LoadConfig:
             _check_range("n_ctx", self.n_ctx, 16, 1 << 24)
         _check_range("n_batch", self.n_batch, 1, 8192)
         _check_range("n_sessions", self.n_sessions, 1, MAX_SESSIONS)
-        if self.n_threads is not None:
-            _check_range("n_threads", self.n_threads, 1, 1024)
+        for name, count in (("n_threads", self.n_threads), ("n_prefill_threads", self.n_prefill_threads)):
+            if count is not None:
+                _check_range(name, count, 1, MAX_THREADS)
+        _check_choice("affinity", self.affinity, ("none", "cores"))
         _check_choice("flash_attention", self.flash_attention, ("on", "off"))
         _check_choice("load_mode", self.load_mode, ("read", "mmap"))
         _check_choice("kv_type", self.kv_type, KV_TYPES)

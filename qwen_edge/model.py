@@ -22,13 +22,14 @@ from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.errors import ClosedError, TemplateError
+from qwen_edge.errors import ClosedError, InsufficientMemoryError, TemplateError
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.memory_check import require_memory
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
 from qwen_edge.prefix_turn import Prewarmed
 from qwen_edge.session import Session
+from qwen_edge.tuned import apply_tuned
 
 _log = logging.getLogger(__name__)
 
@@ -314,7 +315,7 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
     config = _merge(config or LoadConfig(), settings)
     path = hub.locate(name_or_path)
     _log.debug("loading %s", path)
-    model = Model(_engine(path, config), config.chat_template)
+    model = Model(_tuned_engine(path, config, settings), config.chat_template)
     info = model.info
     _log.debug(
         "loaded by %s: %s, %d weights, %s", info.engine, info.architecture, info.n_params, info.settings
@@ -326,6 +327,17 @@ def _template(info: ModelInfo, asked: str | None) -> ChatTemplate:
     if asked is None:
         return ChatTemplate(info.chat_template, info.special_texts, path=info.path)
     return ChatTemplate("" if asked == "chatml" else asked, info.special_texts)
+
+
+def _tuned_engine(path: Path, config: LoadConfig, asked: Mapping[str, Any]) -> Engine:
+    """Load the engine with what tuning found, or without that where it takes more memory than is free."""
+    tuned = apply_tuned(path, config, asked)
+    try:
+        return _engine(path, tuned)
+    except InsufficientMemoryError:
+        if tuned is config:
+            raise
+    return _engine(path, config)
 
 
 def _engine(path: Path, config: LoadConfig) -> Engine:

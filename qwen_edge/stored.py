@@ -7,7 +7,7 @@
     CACHE/partial/DIGEST.part, DIGEST.lock    downloads in the making
     CACHE/native/                             builds of llama.cpp
     CACHE/prefixes/                           evaluated prompts
-    CACHE/manifests/, probe/, device/         records: where files come from, what runs here, what this machine can do
+    CACHE/manifests/, probe/, device/, tune/  records: where files come from, what runs here and how fast
     CACHE/digests.sqlite                      records: digests
     HF_HUB_CACHE/models--OWNER--NAME/         of those repositories that were pulled, or are in the catalog
 """
@@ -121,6 +121,7 @@ def stored_files() -> list[Stored]:
         ("history", "what was typed in chat", root / "history"),
         ("records", "where files come from", root / "manifests"),
         ("records", "verdicts on the library", root / "probe"),
+        ("records", "fastest settings", root / "tune"),
         ("records", "what this machine can do", root / "device"),
         *(
             ("records", f"digests of files ({path.name})", path)

@@ -33,6 +33,8 @@ VERBS: dict[str, str] = {
     "quantize": "Make a GGUF file or an ONNX folder smaller.",
     "run": "Answer one prompt.",
     "chat": "Talk to a model in the terminal.",
+    "tune": "Find the fastest settings for a model on this machine.",
+    "recommend": "Tell which quantization of a model suits this machine.",
     "bench": "Measure speed and memory of model files.",
     "device": "Show what this machine is, and how fast it reads memory.",
     "doctor": "Look at what is wrong here, and mend it.",

@@ -28,9 +28,14 @@ from qwen_edge.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """What the person asked for: how to load, how to answer."""
+    """What the person asked for: how to load, how to answer.
+
+    `asked` repeats settings of `load` that were given on the command line although they may be the default: tuning leaves
+    those alone.
+    """
 
     load: LoadConfig
+    asked: dict[str, Any]
     thinking: ThinkingLike | None
     max_tokens: int | None
     temperature: float | None
@@ -147,6 +152,7 @@ _OPTIONS = (
     click.option("--chat-template", type=parse_chat_template, metavar="chatml|FILE",
                  help="Use plain ChatML, or the Jinja template in a file. Default: the model's own."),
     click.option("--no-prefix-cache", is_flag=True, help="Keep no evaluated system prompt on disk for the next start."),
+    click.option("--no-tuned", is_flag=True, help="Leave out the settings that qwen-edge tune found."),
     click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="0 always takes the likeliest token. Default: Qwen's advice."),
     click.option("--top-p", type=click.FloatRange(0, 1), metavar="P", help="Keep the likeliest tokens that together reach this probability. Default: Qwen's advice."),
     click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Keep this many of the likeliest tokens, 0 all. Default: Qwen's advice."),
@@ -170,6 +176,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         adapters: tuple[AdapterConfig, ...],
         chat_template: str | None,
         no_prefix_cache: bool,
+        no_tuned: bool,
         temperature: float | None,
         top_p: float | None,
         top_k: int | None,
@@ -185,8 +192,10 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             adapters=adapters,
             prefix_cache=not no_prefix_cache,
             chat_template=chat_template,
+            tuned=not no_tuned,
         )
-        options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed)
+        asked = {"flash_attention": flash_attention} if flash_attention else {}
+        options = GenerationOptions(load, asked, thinking, max_tokens, temperature, top_p, top_k, seed)
         return function(*args, options=options, **kwargs)
 
     for option in reversed(_OPTIONS):

@@ -57,7 +57,7 @@ def command(
     prompt = assemble_prompt(prompt, files)
     from qwen_edge.model import load
 
-    with load(file, options.load) as model, model.session(system=system) as session:
+    with load(file, options.load, **options.asked) as model, model.session(system=system) as session:
         sampling = options.sampling(session.recommended_sampling(options.thinking, prompt))
         stream = session.stream(
             prompt,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qwen_edge.device.cores import CoreGroup as CoreGroup
     from qwen_edge.device.cores import Cores as Cores
     from qwen_edge.device.cores import UsableCores as UsableCores
+    from qwen_edge.device.cores import core_cpus as core_cpus
     from qwen_edge.device.cores import usable_cores as usable_cores
     from qwen_edge.device.cpuinfo import cpu_features as cpu_features
     from qwen_edge.device.cpuinfo import cpu_name as cpu_name
@@ -59,6 +60,7 @@ _HOMES = {
     "Unknown": ".facts",
     "UsableCores": ".cores",
     "available_memory_bytes": ".memory",
+    "core_cpus": ".cores",
     "cpu_features": ".cpuinfo",
     "cpu_name": ".cpuinfo",
     "describe_machine": ".probing",
@@ -90,6 +92,7 @@ __all__ = [
     "Unknown",
     "UsableCores",
     "available_memory_bytes",
+    "core_cpus",
     "cpu_features",
     "cpu_name",
     "describe_machine",

@@ -103,6 +103,28 @@ def usable_cores() -> int:
     return max(1, psutil.cpu_count(logical=False) or os.cpu_count() or 1)
 
 
+def core_cpus() -> tuple[int, ...]:
+    """Return one logical CPU of each physical core that this process may use, the fastest cores first.
+
+    () where the system does not number its CPUs or has no affinity (macOS).
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cores = probe_cores(Tree())
+    return () if isinstance(cores, Unknown) else cpus_of_cores(cores, os.sched_getaffinity(0))
+
+
+def cpus_of_cores(cores: Cores, allowed: Iterable[int]) -> tuple[int, ...]:
+    """Return the first allowed logical CPU of each core, cores of the fastest group first."""
+    cpus = set(allowed)
+    return tuple(
+        usable[0]
+        for group in cores.groups
+        for core in cores.siblings
+        if set(core) & set(group.cpus) and (usable := sorted(cpus.intersection(core)))
+    )
+
+
 def probe_cores(tree: Tree) -> Cores | Unknown:
     """Read the cores of a Linux or Android system.
 

@@ -152,6 +152,8 @@ class LlamaEngine(Engine):
             weights_bytes=model.weights_bytes,
             settings={
                 "threads": self._n_threads,
+                "prefill_threads": config.n_prefill_threads or self._n_threads,
+                "affinity": config.affinity,
                 "n_ctx": config.n_ctx,
                 "n_batch": config.n_batch,
                 "n_sessions": config.n_sessions,
@@ -206,6 +208,18 @@ class LlamaEngine(Engine):
             if self._shared is None:
                 self._shared = SharedCache(self._model, self._config, self._n_threads)
             return self._shared.new_context()
+
+    def use_for_contexts(self, config: LoadConfig) -> None:
+        """Let the contexts that are made from now on be others; the weights stay. For trials of settings.
+
+        Args:
+            config: Threads, affinity, n_ctx, n_batch, n_sessions, flash_attention and kv_type are used. `info.settings`
+                goes on telling what the engine was loaded with.
+        """
+        with self._model.lock:
+            self._config = config
+            self._n_threads = config.n_threads or device.usable_cores()
+            self._shared = None
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See Engine.score."""

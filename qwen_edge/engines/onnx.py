@@ -116,6 +116,17 @@ class OnnxEngine(Engine):
             self._contexts.add(shared)
             return shared
 
+    def use_for_contexts(self, config: LoadConfig) -> None:
+        """Let the contexts that are made from now on be others; the weights stay. For trials of settings.
+
+        Args:
+            config: n_ctx, n_batch and n_sessions are used. `info.settings` goes on telling what the engine was loaded
+                with, and so do its threads.
+        """
+        with self._lock:
+            self._config = config
+            self._shared = None
+
     def _new_cache(self, n_rows: int, n_ctx: int, n_batch: int) -> OnnxCache:
         if self._graph is None:
             raise ClosedError("the model is closed")
@@ -186,6 +197,11 @@ def _refuse_foreign(config: LoadConfig) -> None:
         'flash_attention="on"': (config.flash_attention == "on", "Leave flash_attention out."),
         'load_mode="mmap"': (config.load_mode == "mmap", "Leave load_mode out."),
         "safe_kernels=True": (bool(config.safe_kernels), "Leave safe_kernels out."),
+        "n_prefill_threads": (
+            config.n_prefill_threads is not None,
+            "Use n_threads, for prompts and answers alike.",
+        ),
+        'affinity="cores"': (config.affinity != "none", "Leave affinity out."),
     }
     for name, (is_asked, hint) in problems.items():
         if is_asked:

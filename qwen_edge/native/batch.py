@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from qwen_edge.config import LoadConfig
 from qwen_edge.errors import ClosedError, NativeError
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
-from qwen_edge.native.handles import NativeModel, context_params, free_context
+from qwen_edge.native.affinity import calling_thread_kept
+from qwen_edge.native.handles import NativeModel, context_params, free_context, pinned_threads
 from qwen_edge.native.token_batch import TokenBatch
 
 
@@ -44,12 +46,13 @@ class NativeBatchContext:
 
         Args:
             model: Owner of the weights; must be open.
-            config: n_ctx (of each sequence), n_batch, flash_attention and kv_type are used.
+            config: n_ctx (of each sequence), n_batch, n_prefill_threads, affinity, flash_attention and kv_type are used.
             n_threads: CPU threads.
             n_sequences: Conversations that fit in.
 
         Raises:
             NativeError: llama.cpp refuses; most often memory.
+            UnsupportedError: Threads cannot be bound to cores here.
         """
         self.model = model
         self._api = api = model._api
@@ -78,6 +81,7 @@ class NativeBatchContext:
         self._batch = TokenBatch(api, self.n_batch)
         self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
+        self._pinned = pinned_threads(api, self._handle, config, n_threads)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
 
@@ -124,7 +128,8 @@ class NativeBatchContext:
             last = self._batch.add(part.tokens, part.position, part.sequence, wanted)
             if part.logits is not None:
                 rows.append((last, part.logits))
-        code = self._api.llama_decode(handle, self._batch.native)
+        with calling_thread_kept() if self._pinned else contextlib.nullcontext():
+            code = self._api.llama_decode(handle, self._batch.native)
         if code != 0:
             raise NativeError(
                 f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
@@ -147,3 +152,5 @@ class NativeBatchContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
+            if self._pinned is not None:
+                self._pinned.free()

@@ -8,7 +8,8 @@ import logging
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ runpy.run_module({module!r}, run_name="__main__")
 """
 
 
-def start_child(module: str, args: Sequence[str], *, build: Build | None = None) -> subprocess.Popen[str]:
+def start_child(
+    module: str, args: Sequence[str], *, build: Build | None = None, is_asked: bool = False
+) -> subprocess.Popen[str]:
     """Start `python -m module args` with this process's import path; stdout and stderr are pipes of text.
 
     Args:
         module: Dotted name, run as __main__.
         args: What it finds in sys.argv[1:].
         build: Native library that it uses; None for the one that this process uses.
+        is_asked: Its stdin is a pipe too; else it is empty.
     """
     _log.debug("starting %s in a child process: %s", module, " ".join(args))
     package_parent = str(Path(__file__).resolve().parents[2])
@@ -44,7 +48,7 @@ def start_child(module: str, args: Sequence[str], *, build: Build | None = None)
     )
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if is_asked else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,6 +85,21 @@ def finish(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str, 
         process.communicate()
         raise
     return stdout, stderr, describe_exit(process.returncode) if process.returncode < 0 else ""
+
+
+@contextlib.contextmanager
+def killed_after(process: subprocess.Popen[str], timeout_s: float) -> Iterator[None]:
+    """Kill a child that the block still waits for after this time, and whenever the block fails."""
+    timer = threading.Timer(timeout_s, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

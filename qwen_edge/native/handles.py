@@ -8,6 +8,7 @@ else at exit, children first (weakref.finalize runs in reverse order of creation
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen_edge import device
 from qwen_edge.config import AdapterConfig, LoadConfig
 from qwen_edge.errors import (
     CancelledError,
@@ -33,6 +35,7 @@ from qwen_edge.files import reading
 from qwen_edge.gguf_header import read_header
 from qwen_edge.native import adapters as native_adapters
 from qwen_edge.native import library
+from qwen_edge.native.affinity import PinnedThreads, calling_thread_kept
 from qwen_edge.native.hugepages import huge_pages_for_new_memory
 from qwen_edge.native.token_batch import TokenBatch
 from qwen_edge.quant_types import TENSOR_TYPES
@@ -266,12 +269,13 @@ class NativeContext:
 
         Args:
             model: Owner of the weights; must be open.
-            config: n_ctx, n_batch, flash_attention and kv_type are used.
+            config: n_ctx, n_batch, n_prefill_threads, affinity, flash_attention and kv_type are used.
             n_threads: CPU threads.
             logits_for_all: Keep the logits of every token of a call, not of the last one (n_batch * n_vocab * 4 bytes).
 
         Raises:
             NativeError: llama.cpp refuses; most often memory.
+            UnsupportedError: Threads cannot be bound to cores here.
         """
         self.model = model
         self._api = api = model._api
@@ -306,6 +310,7 @@ class NativeContext:
         self._batch = TokenBatch(api, n_batch)
         self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
         model._contexts.add(self)
+        self._pinned = pinned_threads(api, self._handle, config, n_threads)
         if model._adapters:
             native_adapters.set_adapters(api, self._handle, model._adapters)
 
@@ -345,7 +350,8 @@ class NativeContext:
             self._batch.clear()
             wanted: Literal["none", "last", "all"] = "last" if wants_logits else "none"
             self._batch.add(tokens, self.n_past, 0, "all" if self._logits_for_all else wanted)
-            code = self._api.llama_decode(handle, self._batch.native)
+            with calling_thread_kept() if self._pinned else contextlib.nullcontext():
+                code = self._api.llama_decode(handle, self._batch.native)
             if code != 0:
                 self._api.llama_memory_seq_rm(self._memory, 0, self.n_past, -1)
                 # Source: include/llama.h, llama_decode: 2 is "aborted".
@@ -405,6 +411,8 @@ class NativeContext:
         """Free the context, after the call in flight has returned."""
         with self._lock:
             self._free()
+            if self._pinned is not None:
+                self._pinned.free()
 
 
 def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> None:
@@ -430,12 +438,23 @@ def context_params(api: Any, config: LoadConfig, n_threads: int) -> Any:
     # The compute buffer is laid out for this many rows of logits. The default, a whole batch, reserves 311 MB of
     # address space for Qwen's vocabulary; with the layout for a single row prefill takes up to 47% more CPU time.
     params.n_outputs_max = min(config.n_batch, config.n_ctx, _RESERVED_LOGITS_ROWS)
-    params.n_threads = params.n_threads_batch = n_threads
+    params.n_threads, params.n_threads_batch = n_threads, config.n_prefill_threads or n_threads
     params.flash_attn_type = _FLASH_ATTENTION[config.flash_attention]
     params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
     params.offload_kqv = params.op_offload = False
     params.no_perf = True
     return params
+
+
+def pinned_threads(api: Any, context: Any, config: LoadConfig, n_threads: int) -> PinnedThreads | None:
+    """Bind the threads of a context to cores where config.affinity says so; None where it does not.
+
+    Raises:
+        UnsupportedError: That cannot be done here; the context is as before.
+    """
+    if config.affinity == "none":
+        return None
+    return PinnedThreads(api, context, device.core_cpus(), max(n_threads, config.n_prefill_threads or 1))
 
 
 def free_context(api: Any, handle: Any, batch: Any) -> None:

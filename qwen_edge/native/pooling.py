@@ -124,7 +124,7 @@ class _PoolingContext:
         params.n_seq_max = n_texts
         # One buffer that the texts share as they need, in place of an equal part for each.
         params.kv_unified = True
-        params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = config.n_prefill_threads or n_threads
         params.flash_attn_type = 0
         params.type_k = params.type_v = TENSOR_TYPES[config.kv_type.upper()].ggml_id
         params.offload_kqv = params.op_offload = False

@@ -65,6 +65,7 @@ LAYERS = (
         "kv_fingerprint",
         "logprobs",
         "model",
+        "tuned",
         "overflow",
         "prefix_cache",
         "prefix_turn",

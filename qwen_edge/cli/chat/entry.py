@@ -51,7 +51,7 @@ def command(
     from qwen_edge.cli.stream import tell
     from qwen_edge.model import load
 
-    with load(file, options.load) as model:
+    with load(file, options.load, **options.asked) as model:
         screen = JsonScreen() if output_format == "json" else TextScreen()
         conversation = Conversation(model, model.session(system=system), screen, options)
         if saved is not None:
