@@ -33,7 +33,7 @@ def tuned(tiny_path: Path) -> Iterator[TuneRecord]:
 
 def test_tuning_measures_and_says_what_it_tried(tiny_path: Path, tuned: TuneRecord) -> None:
     assert tuned.workload == WORKLOAD
-    assert [step["round"] for step in tuned.steps][0] == "first"
+    assert next(step["round"] for step in tuned.steps) == "first"
     assert tuned.steps[-1]["round"] == "last"
     assert tuned.gain >= 1.0
     for speeds in tuned.speeds.values():
