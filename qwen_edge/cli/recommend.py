@@ -130,7 +130,8 @@ def _show(name: str, candidates: Sequence[Candidate], *, suits: bool) -> None:
         note(f"Speeds: {describe_workload(measured.workload)}; random weights of this shape.")
     quickest = fastest(candidates)
     if not suits:
-        click.echo("None suits. " + (_nearest(candidates) or "A smaller model may: qwen-edge list"))
+        click.echo(f"None suits. {_nearest(candidates)}")
+        note("A smaller model may: qwen-edge list")
         return
     best = candidates[0]
     click.echo(f"Take {name}@{best.type_name}: of what suits, the closest to the original.")
@@ -142,13 +143,14 @@ def _show(name: str, candidates: Sequence[Candidate], *, suits: bool) -> None:
 
 
 def _nearest(candidates: Sequence[Candidate]) -> str:
-    """Return what comes closest where nothing suits: the fastest of those that were measured."""
+    """Return what comes closest where nothing suits: the fastest that was measured, else the smallest."""
     from qwen_edge.tune.recommending import fastest
 
     best = fastest(candidates)
-    if best is None:
-        return ""
-    return f"The fastest is {best.type_name} with {best.decode_tokens_per_s:.1f} tokens/s of decode."
+    if best is not None:
+        return f"The fastest is {best.type_name}, with {best.decode_tokens_per_s:.1f} tokens/s of decode."
+    least = min(candidates, key=lambda each: each.memory.total_bytes)
+    return f"{least.type_name} needs least, {format_bytes(least.memory.total_bytes)}; a shorter --n-ctx needs less."
 
 
 def candidates_table(name: str, candidates: Sequence[Candidate]) -> Table:

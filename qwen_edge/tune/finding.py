@@ -40,7 +40,7 @@ _FINALISTS = 2
 # Only what is this close to the best is worth a look at its neighbours.
 _ABOUT_AS_FAST = 1.15
 _FINAL_SAMPLES = 5
-# What is not faster by more is noise: the default stays.
+# What is not faster by more is noise: the simpler one is taken.
 _LEAST_GAIN = 1.01
 
 Say = Callable[[str], None]
@@ -190,6 +190,17 @@ class _Tuning:
 
     def _note(self, title: str, search: Search[Settings, Cell]) -> None:
         self._steps += [_step(title, step.costs, step.kept) for step in search.rounds]
+
+
+def _simplest(costs: dict[Settings, float], default: Settings) -> Settings:
+    """Return what is about the cheapest, and of that the nearest to the default."""
+    usual = asdict(default)
+    limit = _LEAST_GAIN * min(costs.values())
+
+    def distance(arm: Settings) -> tuple[int, float]:
+        return sum(usual[name] != value for name, value in asdict(arm).items()), costs[arm]
+
+    return min((arm for arm in costs if costs[arm] <= limit), key=distance)
 
 
 def _step(title: str, costs: dict[Settings, float], kept: list[Settings]) -> dict[str, Any]:

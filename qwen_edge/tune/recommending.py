@@ -130,7 +130,11 @@ def recommend(
         record = None
         if not misses:
             record = _speed(shape, name, workload, again=again, say=say)
-            misses = _misses_of_speed(record, limits)
+            need = estimate_memory(shape, name, record.settings.config(config))
+            misses = [
+                *_misses_of_size(need, file_bytes, limits, free_bytes),
+                *_misses_of_speed(record, limits),
+            ]
         found.append(
             Candidate(
                 type_name=name,

@@ -44,16 +44,18 @@ def describe_workload(workload: Workload) -> str:
 
 def verdict(record: TuneRecord) -> str:
     """Return what came of it, in a sentence."""
-    default = record.steps[0]["tried"] if record.steps else []
     if record.gain <= 1.0:
-        return f"The default settings are the fastest here, of {len(default)} ways and more that were tried."
-    return f"{describe_settings(record.settings)}: a turn takes 1/{record.gain:.2f} of the time."
+        return "The default settings are the fastest here, or so close that nothing is gained."
+    return f"{describe_settings(record.settings)}: {record.gain:.2f} times as fast as the default settings."
 
 
 def explain(record: TuneRecord) -> Iterator[str]:
     """Yield the lines that tell why these settings were chosen."""
+    before = ""
     for number, step in enumerate(record.steps, 1):
-        yield f"Round {number}: {_ROUNDS[step['round']]}"
+        title = _ROUNDS[step["round"]] if step["round"] != before else "the better ones of these again"
+        yield f"Round {number}: {title}"
+        before = step["round"]
         tried: list[dict[str, Any]] = step["tried"]
         best = tried[0]["turn_s"] if tried else 0.0
         for row in tried[:_TOLD]:

@@ -169,11 +169,16 @@ TYPED_ROWS = (
     _row("What is typed", "a file with the prompt that is no UTF-8", "run m.gguf -f notes.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").write_bytes(b"a\xff"))),
     _row("What is typed", "a file with the prompt that is not there", "run m.gguf Summarise -f note.txt --threads 1", lambda world: (world.take("m.gguf"), (world.folder / "notes.txt").touch())),
     _row("What is typed", "no prompt", "run m.gguf --threads 1", _take("m.gguf")),
+    _row("What is typed", "a size that is none", "recommend qwen3-0.6b --max-memory lots"),
+    _row("What is typed", "why a file that was never tuned runs as it does", "tune m.gguf --explain", _take("m.gguf")),
+    _row("What is typed", "a context longer than the model handles, to recommend", "recommend qwen3-0.6b --n-ctx 999999"),
+    _row("What is typed", "a model that is offered as one file only, to recommend", "recommend qwen2.5-coder-0.5b-demo"),
     _row("What is typed", "an option of the other kind of target", "convert ckpt --weights int4 -o m.gguf", _take("ckpt")),
 )  # fmt: skip
 
 _INTERRUPTED = ("setup", "doctor", "device", "list", "pull org/tiny", "rm --records", "du", "convert ckpt -o x.gguf", "verify m.gguf --against ckpt",
-                "quantize m.gguf -t q8_0 -o x.gguf", "run m.gguf Hi", "chat m.gguf", "bench m.gguf", "demo", "completion bash")  # fmt: skip
+                "quantize m.gguf -t q8_0 -o x.gguf", "run m.gguf Hi", "chat m.gguf", "tune m.gguf", "recommend qwen3-0.6b",
+                "bench m.gguf", "demo", "completion bash")  # fmt: skip
 ENDING_ROWS = (
     _row("Endings", "the reader of stdout goes away", "list", stdout="gone"),
     _row("Endings", "the reader of an answer goes away", _RUN, _take("m.gguf"), stdout="gone"),

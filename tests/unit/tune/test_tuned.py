@@ -158,7 +158,7 @@ def test_words() -> None:
     assert describe_settings(FOUND) == (
         "3 threads for answers, 4 for prompts, weights not rearranged, flash attention, file mapped, batches of 256"
     )
-    assert "1/1.25 of the time" in verdict(record())
+    assert "1.25 times as fast" in verdict(record())
     lines = list(explain(record()))
     assert lines[0].startswith("Round 1")
     assert "1.25  dropped" in lines[2]
