@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -52,6 +53,7 @@ def tune_file(
     *,
     kv_types: Sequence[KVType] = ("f16",),
     budget_s: float = DEFAULT_BUDGET_S,
+    is_brief: bool = False,
     build: Build | None = None,
     say: Say = lambda line: None,
 ) -> TuneRecord:
@@ -64,6 +66,7 @@ def tune_file(
         workload: What is to be fast; None for a chat.
         kv_types: Types of the KV cache that are allowed. The first is the default.
         budget_s: Wall clock. A first look at everything is taken in any case.
+        is_brief: Try kernels and attention only, with all cores: a third of the time.
         build: Native library; None for the one that this process uses.
         say: Takes a line for the person who waits.
 
@@ -90,17 +93,15 @@ def tune_file(
         return None if need is None else need.wanted_bytes
 
     may_be_fast = is_gguf and probe(path).kernels == "fast"
-    threads = _threads(n_cores)
+    threads = (n_cores,) if is_brief else _threads(n_cores)
     with Trials(path, need_bytes, build=build) as trials:
         tuning = _Tuning(trials, workload, base.n_ctx, budget_s, say)
         arms = first_arms(default, threads, is_gguf=is_gguf, may_be_fast=may_be_fast, kv_types=kv_types)
         best = tuning.first(arms)
-        around = [
-            near
-            for arm in best
-            for near in neighbours(arm, threads, workload, is_gguf=is_gguf, can_bind=_can_bind(n_cores))
-        ]
-        best = tuning.next([*best, *around])
+        if not is_brief:
+            can_bind = _can_bind(n_cores)
+            around = (neighbours(arm, threads, workload, is_gguf=is_gguf, can_bind=can_bind) for arm in best)
+            best = tuning.next([*best, *itertools.chain.from_iterable(around)])
         return tuning.finish(best, default)
 
 
@@ -112,13 +113,13 @@ class _Tuning:
         self._budget_s = budget_s
         self._started = time.monotonic()
         self._deadline = 0.0
-        self._n_samples = 0
         self._steps: list[dict[str, Any]] = []
+        self._latest: Search[Settings, Cell] | None = None
 
     def first(self, arms: list[Settings]) -> list[Settings]:
         """Look at all arms on short prompts, and return the best: one, or two that are about as fast."""
         self._say(f"trying {len(arms)} ways to run it")
-        search = self._search(min(SHORT_PROMPT_TOKENS, self._workload.prompt_tokens), _FIRST_SHARE)
+        search = self._begin(min(SHORT_PROMPT_TOKENS, self._workload.prompt_tokens), _FIRST_SHARE)
         best = search.halve(arms, keep=_FINALISTS)
         if not best:
             raise NativeError(
@@ -132,7 +133,7 @@ class _Tuning:
     def next(self, arms: list[Settings]) -> list[Settings]:
         """Look at good arms and their neighbours on longer prompts, and return the best."""
         self._say(f"trying {len(dict.fromkeys(arms))} ways around the best")
-        self._long = search = self._search(min(LONG_PROMPT_TOKENS, self._workload.prompt_tokens), _NEXT_SHARE)
+        search = self._begin(min(LONG_PROMPT_TOKENS, self._workload.prompt_tokens), _NEXT_SHARE)
         best = search.halve(arms, keep=_FINALISTS) or arms[:_FINALISTS]
         self._note("next", search)
         return best
@@ -140,13 +141,12 @@ class _Tuning:
     def finish(self, finalists: list[Settings], default: Settings) -> TuneRecord:
         """Compare the last ones with the default, and return the record."""
         self._say("comparing the best with the default settings")
-        search = self._long
+        search = self._latest
+        assert search is not None, "Bug: first() begins one"
         self._deadline = self._started + self._budget_s
         ranked = search.compare([default, *finalists], _FINAL_SAMPLES)
         costs = {arm: search.cost(arm) or 0.0 for arm in ranked}
-        best = (
-            ranked[0] if default not in costs or costs[ranked[0]] * _LEAST_GAIN < costs[default] else default
-        )
+        best = _simplest(costs, default)
         speeds = {name: self._speeds(search, arm) for name, arm in (("default", default), ("tuned", best))}
         self._steps.append(_step("last", costs, [best]))
         return TuneRecord(
@@ -158,15 +158,17 @@ class _Tuning:
             measured_at=time.time(),
         )
 
-    def _search(self, n_tokens: int, share: float) -> Search[Settings, Cell]:
+    def _begin(self, n_tokens: int, share: float) -> Search[Settings, Cell]:
+        """Begin a search whose prompts have n_tokens, with that share of the budget."""
         self._deadline = self._started + share * self._budget_s
-        return Search(
+        self._latest = search = Search(
             functools.partial(cells_of, n_tokens=n_tokens),
             lambda arm, medians: turn_s(self._workload, medians[0], medians[1]),
             self._measure,
             lambda: time.monotonic() > self._deadline,
             order=lambda cell: (repr(self._trials.group_of(cell.settings)), repr(cell.settings), cell.phase),
         )
+        return search
 
     def _measure(self, cell: Cell) -> float | None:
         return self._trials.sample(

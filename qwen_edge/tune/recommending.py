@@ -25,7 +25,7 @@ from qwen_edge.trial_model import write_trial_model
 from qwen_edge.tune.finding import tune_file
 from qwen_edge.tuned import TuneRecord, Workload, record_from_json
 
-# A type is looked at for so long, after a first look at every way to run it.
+# A type is looked at for so long, and once in every way to run it in any case.
 _BUDGET_S = 20.0
 
 Say = Callable[[str], None]
@@ -189,7 +189,7 @@ def _speed(shape: Shape, type_name: str, workload: Workload, *, again: bool, say
         check_free_space(file, estimate_file_bytes(shape, type_name))
         started = time.monotonic()
         write_trial_model(file, shape, type_name)
-        record = tune_file(file, workload, budget_s=_BUDGET_S)
+        record = tune_file(file, workload, budget_s=_BUDGET_S, is_brief=True)
         say(f"{type_name}: measured in {time.monotonic() - started:.0f} s")
     try:
         with atomic_path(kept) as part:

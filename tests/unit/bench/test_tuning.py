@@ -64,7 +64,12 @@ def test_the_best_turn_is_found_in_the_sweep() -> None:
 
 def test_settings_as_llama_bench_is_told_them() -> None:
     found = Settings(
-        n_threads=2, n_prefill_threads=4, n_batch=1024, flash_attention="on", load_mode="mmap", safe_kernels=True
+        n_threads=2,
+        n_prefill_threads=4,
+        n_batch=1024,
+        flash_attention="on",
+        load_mode="mmap",
+        safe_kernels=True,
     )
     prefill, decode = nearest_points(found)
     assert prefill == Point(4, "on", 512, "mmap", 0)
