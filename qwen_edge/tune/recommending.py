@@ -129,7 +129,7 @@ def recommend(
         misses = _misses_of_size(need, file_bytes, limits, free_bytes)
         record = None
         if not misses:
-            record = _speed(shape, name, workload, again=again, say=say)
+            record = _speed(model, shape, name, workload, again=again, say=say)
             need = estimate_memory(shape, name, record.settings.config(config))
             misses = [
                 *_misses_of_size(need, file_bytes, limits, free_bytes),
@@ -179,7 +179,9 @@ def _misses_of_speed(record: TuneRecord, limits: Limits) -> list[str]:
     return [f"{speeds[name]:.1f} tokens/s of {name}" for name, least in wanted if speeds[name] < least]
 
 
-def _speed(shape: Shape, type_name: str, workload: Workload, *, again: bool, say: Say) -> TuneRecord:
+def _speed(
+    model: CatalogModel, shape: Shape, type_name: str, workload: Workload, *, again: bool, say: Say
+) -> TuneRecord:
     """Return how fast a type of a shape is here: remembered, or measured on synthetic weights."""
     kept = _record_path(shape, type_name, workload)
     if not again and (record := record_from_json(kept)) is not None:
@@ -188,7 +190,7 @@ def _speed(shape: Shape, type_name: str, workload: Workload, *, again: bool, say
         file = Path(folder) / f"{type_name}.gguf"
         check_free_space(file, estimate_file_bytes(shape, type_name))
         started = time.monotonic()
-        write_trial_model(file, shape, type_name)
+        write_trial_model(file, shape, type_name, architecture=model.architecture)  # type: ignore[arg-type]
         record = tune_file(file, workload, budget_s=_BUDGET_S, is_brief=True)
         say(f"{type_name}: measured in {time.monotonic() - started:.0f} s")
     try:

@@ -172,7 +172,7 @@ TYPED_ROWS = (
     _row("What is typed", "a size that is none", "recommend qwen3-0.6b --max-memory lots"),
     _row("What is typed", "why a file that was never tuned runs as it does", "tune m.gguf --explain", _take("m.gguf")),
     _row("What is typed", "a context longer than the model handles, to recommend", "recommend qwen3-0.6b --n-ctx 999999"),
-    _row("What is typed", "a model that is offered as one file only, to recommend", "recommend qwen2.5-coder-0.5b-demo"),
+    _row("What is typed", "a model that is offered as one file only, to recommend", "recommend gemma-3-1b"),
     _row("What is typed", "an option of the other kind of target", "convert ckpt --weights int4 -o m.gguf", _take("ckpt")),
 )  # fmt: skip
 
