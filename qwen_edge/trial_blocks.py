@@ -70,12 +70,12 @@ def _four_in_a_byte(blocks: Blocks, scales: NDArray[np.float16], random: Generat
 
 def _odd_squares(n: int) -> float:
     """Return the mean square of the first n odd numbers."""
-    return (4 * n**2 - 1) / 3
+    return (4 * n * n - 1) / 3
 
 
 def _uniform(n_bits: int) -> float:
     """Return the mean square of levels from -2**(n_bits - 1) up: a variance of (4**n - 1) / 12 and a mean of -1/2."""
-    return (4**n_bits - 1) / 12 + 1 / 4
+    return ((1 << 2 * n_bits) - 1) / 12 + 1 / 4
 
 
 def _with_minimum(scale_mean: float, scale_square: float, level_mean: float, level_square: float) -> float:
@@ -156,7 +156,7 @@ def random_blocks(form: BlockForm, count: int, rms: float, random: Generator) ->
     either = random.random(count, np.float32) * 2 - 1
     spread = np.copysign(1 - _SPREAD + 2 * _SPREAD * np.abs(either), either)
     scales = (spread * np.float32(rms / (form.rms * _SCALE_RMS))).astype("<f2")
-    if "d" in blocks.dtype.fields:
+    if _D in form.layout:
         blocks["d"] = scales
     if form.minimum is not None:
         blocks["m"] = scales * np.float16(form.minimum)
