@@ -39,6 +39,7 @@ from qwen_edge.memory import COMMON_TYPES
 from qwen_edge.memory_check import require_memory
 from qwen_edge.memory_kernels import build_kernels
 from qwen_edge.native import library
+from qwen_edge.native.builds import chosen_build
 from qwen_edge.native.speed_trial import Trial, run_turn
 from qwen_edge.quant_types import FILE_TYPES, file_type, file_type_of_id
 from qwen_edge.trial_model import write_trial_model
@@ -51,10 +52,15 @@ _FIGURES = 4
 
 def new_record(trial: Trial) -> RooflineRecord:
     """Return an empty record of the build that serves here."""
-    build = {**library.build_facts(), "fingerprint": library.library_fingerprint()}
+    build = chosen_build()
     return RooflineRecord(
         machine=device.describe_machine(),
-        build={**build, "kernels": sorted(build_kernels())},
+        build={
+            **library.build_facts(),
+            "origin": build.origin if build else None,
+            "fingerprint": library.library_fingerprint(),
+            "kernels": sorted(build_kernels()),
+        },
         settings=asdict(trial),
     )
 
@@ -117,6 +123,7 @@ def _measure(row: RooflineRow, record: RooflineRecord, timeout_s: float) -> str:
         return error.message
     if turn is None:
         return reason
+    record.system_info = turn.system_info
     row.turns.append(
         RooflineTurn(
             prefill_tokens_per_s=turn.prefill_tokens_per_s,

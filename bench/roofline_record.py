@@ -144,12 +144,14 @@ class RooflineRecord:
         machine: See device.describe_machine.
         build: The native library.
         settings: Fields of native.speed_trial.Trial.
+        system_info: What the library says it was built with; "" before the first turn.
         rows: In the order they were asked for.
     """
 
     machine: dict[str, Any]
     build: dict[str, Any]
     settings: dict[str, Any]
+    system_info: str = ""
     rows: list[RooflineRow] = field(default_factory=list)
 
     def row(self, model: str, type_name: str) -> RooflineRow:
@@ -167,6 +169,7 @@ class RooflineRecord:
             "machine": self.machine,
             "build": self.build,
             "settings": self.settings,
+            "system_info": self.system_info,
             "rows": [row.to_dict(self.settings) for row in self.rows],
         }
 
@@ -185,6 +188,7 @@ class RooflineRecord:
         try:
             data = json.loads(path.read_text())
             rows = [_row_of(row) for row in data["rows"]]
+            system_info = str(data["system_info"])
             here = {"machine": self.machine, "build": self.build, "settings": self.settings}
             other = [name for name, value in here.items() if data[name] != value]
         except (ValueError, KeyError, TypeError) as error:
@@ -194,7 +198,7 @@ class RooflineRecord:
                 f"{path} holds figures with another {' and '.join(other)}",
                 hint="Each has a file of its own: name another one.",
             )
-        self.rows = rows
+        self.rows, self.system_info = rows, system_info
 
 
 def _row_of(data: Mapping[str, Any]) -> RooflineRow:

@@ -46,7 +46,7 @@ class FileType:
         llama_id: Value of `enum llama_ftype`.
         base: Tensor type of most weights.
         kind: Family: "float", "legacy" (one scale a block of 32), "k" (super-blocks of 256), "iq" (codebooks), "trained"
-            (of use for models that were trained to hold no more than that).
+            (two to four values a weight: of use for models that were trained to hold these).
         needs_imatrix: Whether the quantizer refuses to work without an importance matrix, because a matrix other
             than embedding and head gets a type of 3.06 bits or less (or Q2_K in Q2_K_S).
     """

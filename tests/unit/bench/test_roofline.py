@@ -103,7 +103,7 @@ class Machine:
         if type_name in self.failing:
             return None, "signal SIGILL"
         speed = float(len(self.asked))
-        return Turn(prefill_tokens_per_s=10 * speed, decode_tokens_per_s=speed, system_info=""), ""
+        return Turn(prefill_tokens_per_s=10 * speed, decode_tokens_per_s=speed, system_info="AVX2 = 1"), ""
 
 
 @pytest.fixture
@@ -133,6 +133,7 @@ def test_files_take_turns_and_none_is_left(machine: Machine) -> None:
     assert [row["decode_tokens_per_s"] for row in found["rows"]] == [3, 4]
     assert found["settings"]["n_threads"] == 2
     assert found["build"]["kernels"] == ["avx2"]
+    assert found["system_info"] == "AVX2 = 1"
 
 
 def test_a_run_goes_on_where_it_was_ended(machine: Machine, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_all_types_are_all(machine: Machine) -> None:
 
 
 def test_a_record_is_read_back_as_it_was(tmp_path: Path) -> None:
-    record = RooflineRecord(machine={"cpu": "x"}, build={"key": "y"}, settings=SETTINGS)
+    record = RooflineRecord(machine={"cpu": "x"}, build={"key": "y"}, settings=SETTINGS, system_info="z")
     row = record.row("m", "Q4_0")
     record.row("m", "Q8_0")
     row.cost = file_cost(read_header(outline(tmp_path, SHAPE, "Q4_0")), frozenset())
