@@ -11,7 +11,6 @@ the same command goes on where it was ended, until every file has its turns.
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ import click
 
 from qwen_edge import device
 from qwen_edge.bench.roofline_record import RooflineRecord, RooflineRow, RooflineTurn, file_cost
-from qwen_edge.bench.tables import megabytes, new_table
+from qwen_edge.bench.tables import count, megabytes, new_table
 from qwen_edge.catalog import find_model
 from qwen_edge.config import LoadConfig, Switch
 from qwen_edge.device.bandwidth import measure_passes
@@ -47,7 +46,6 @@ from qwen_edge.trial_model import write_trial_model
 _TURN_S = 600.0
 # Of what is free: the buffer of the bandwidth is held for a moment only, and freed before the model is loaded.
 _BUFFER_SHARE = 0.5
-_FIGURES = 4
 
 
 def new_record(trial: Trial) -> RooflineRecord:
@@ -113,7 +111,10 @@ def _measure(row: RooflineRow, record: RooflineRecord, timeout_s: float) -> str:
     try:
         with _file_of(row) as path:
             n_ctx = trial.depth + max(trial.n_prompt, trial.n_decode)
-            require_memory(path, LoadConfig(n_ctx=n_ctx, n_batch=trial.n_batch))
+            require_memory(
+                path,
+                LoadConfig(n_ctx=n_ctx, n_batch=trial.n_batch, flash_attention=trial.flash_attention),
+            )
             row.cost = file_cost(read_header(path), build_kernels())
             free_bytes = device.available_memory_bytes().available_bytes
             n_bytes = min(round(row.bytes_per_token(record.settings)), int(free_bytes * _BUFFER_SHARE))
@@ -173,30 +174,49 @@ def _chosen_rows(
 
 
 def print_table(record: RooflineRecord, rows: Sequence[RooflineRow]) -> None:
-    """Print one line for each row that was measured."""
+    """Print one line for each row that was measured, and what the figures were taken with."""
     from rich.console import Console
 
+    measured = [row for row in rows if row.turns]
+    if not measured:
+        return
     table = new_table(
-        "Model", "Type", "Bits a\nweight", "File\nMB", "Read a\ntoken MB", "Prefill\ntok/s", "Decode\ntok/s",
-        "Share of\nlimit", "Limit\nGB/s", "Re-\npacked", "Turns",
+        "Model", "Type", "Bits a\nweight", "File\nMB", "MB a\ntoken", "Prefill\ntok/s", "Decode\ntok/s",
+        "Of the\nlimit", "Re-\npacked",
     )  # fmt: skip
-    for row in rows:
-        if row.cost is None or not row.turns:
-            continue
+    for row in measured:
+        assert row.cost is not None, "Bug: turns of a file that was not looked at"
         table.add_row(
             Path(row.model).name,
             row.type_name,
             f"{row.cost.bits_per_weight:.2f}",
             megabytes(row.cost.file_bytes),
             megabytes(round(row.bytes_per_token(record.settings))),
-            f"{row.median('prefill_tokens_per_s'):.{_FIGURES}g}",
-            f"{row.median('decode_tokens_per_s'):.{_FIGURES}g}",
-            f"{row.decode_share(record.settings):.2f}",
-            f"{row.median('bandwidth_bytes_per_s') / 1e9:.1f}",
+            *(f"{row.median(name):.1f}" for name in ("prefill_tokens_per_s", "decode_tokens_per_s")),
+            f"{row.decode_share(record.settings):.0%}",
             f"{row.cost.repacked_share:.0%}",
-            str(len(row.turns)),
         )
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(_caption(record, measured), soft_wrap=True)
+
+
+def _caption(record: RooflineRecord, rows: Sequence[RooflineRow]) -> str:
+    settings, kernels = record.settings, record.build["kernels"]
+    turns = _span([len(row.turns) for row in rows], 0)
+    limit = _span([row.median("bandwidth_bytes_per_s") / 1e9 for row in rows], 1)
+    return (
+        f"prefill of {settings['n_prompt']} and decode of {settings['n_decode']} tokens behind {settings['depth']}, "
+        f"flash attention {settings['flash_attention']}, medians of {turns}\n"
+        f"the limit: {count(settings['n_threads'], 'thread')} read {limit} GB/s\n"
+        f"{record.machine['cpu']}, kernels for {', '.join(kernels) or 'any CPU'}"
+    )
+
+
+def _span(values: Sequence[float], digits: int) -> str:
+    """Return "2", or "2 to 5"."""
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 @click.command()

@@ -192,6 +192,21 @@ def test_a_given_file_is_measured_and_kept(machine: Machine, tmp_path: Path) -> 
     assert path.exists()
 
 
+def test_the_table_says_what_the_figures_were_taken_with(machine: Machine, tmp_path: Path) -> None:
+    options = ["--save", str(tmp_path / "r.json"), "--types"]
+    run(*options, "Q4_0", "--turns", "2")
+    lines = run(*options, "Q4_0,Q8_0", "--turns", "1").stdout.splitlines()
+    assert [line.split()[:2] for line in lines if "qwen3" in line] == [
+        ["qwen3-0.6b", "Q4_0"],
+        ["qwen3-0.6b", "Q8_0"],
+    ]
+    assert max(map(len, lines[:-4])) <= 80
+    said = "\n".join(lines)
+    assert "prefill of 128 and decode of 32 tokens behind 0, flash attention off, medians of 1 to 2" in said
+    assert "the limit: 2 threads read 1.0 GB/s" in said
+    assert "kernels for avx2" in said
+
+
 def test_what_cannot_be_asked_for(machine: Machine) -> None:
     assert "unknown quantization type 'Q9'" in run("--types", "Q9").output
     assert "is not known" in run("--model", "gemma-3-1b").output
