@@ -154,6 +154,7 @@ def _type_of(header: GGUFHeader) -> str:
 
 
 def _smallest_types() -> list[str]:
-    """Return the three smallest types that need no importance matrix; the table has larger before smaller."""
-    rows = [row for row in reversed(FILE_TYPES.values()) if not row.needs_imatrix]
+    """Return the three smallest types that any model can have and that need no importance matrix."""
+    # The table has larger before smaller.
+    rows = [row for row in reversed(FILE_TYPES.values()) if not row.needs_imatrix and row.kind != "trained"]
     return [row.name for row in sorted(rows, key=lambda row: TENSOR_TYPES[row.base].bits_per_weight)[:3]]

@@ -113,13 +113,13 @@ def estimate_file_bytes(shape: Shape, type_name: str) -> int:
 
     Raises:
         ConfigError: Unknown type.
-        UnsupportedError: A type whose mixture is not known here; the quantizer's dry run knows it.
+        UnsupportedError: The quantizer does not make this type of this model.
     """
     return estimate_tensor_bytes(shape, type_name) + _HEADER_BYTES_PER_ROW * shape.vocab_size
 
 
 def estimate_tensor_bytes(shape: Shape, type_name: str) -> int:
-    """Return the bytes of all tensors, exactly those of llama.cpp's quantizer without an importance matrix.
+    """Return the bytes of all tensors, exactly those of llama.cpp's quantizer.
 
     Raises:
         As estimate_file_bytes.

@@ -12,7 +12,7 @@ from qwen_edge.errors import ConfigError
 OnnxWeightType = Literal["f32", "f16", "int8", "int4"]
 ONNX_WEIGHT_TYPES: tuple[OnnxWeightType, ...] = ("f32", "f16", "int8", "int4")
 
-Kind = Literal["float", "legacy", "k", "iq"]
+Kind = Literal["float", "legacy", "k", "iq", "trained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,8 @@ class FileType:
         name: As llama-quantize takes it, upper case.
         llama_id: Value of `enum llama_ftype`.
         base: Tensor type of most weights.
-        kind: Family: "float", "legacy" (one scale a block of 32), "k" (super-blocks of 256), "iq" (codebooks).
+        kind: Family: "float", "legacy" (one scale a block of 32), "k" (super-blocks of 256), "iq" (codebooks), "trained"
+            (two to four values a weight: of use for models that were trained to hold these).
         needs_imatrix: Whether the quantizer refuses to work without an importance matrix, because a matrix other
             than embedding and head gets a type of 3.06 bits or less (or Q2_K in Q2_K_S).
     """
@@ -83,12 +84,17 @@ TENSOR_TYPES: dict[str, TensorType] = {
         TensorType("IQ4_XS", 23, 256, 136),
         TensorType("IQ1_M", 29, 256, 56),
         TensorType("BF16", 30, 1, 2),
+        TensorType("TQ1_0", 34, 256, 54),
+        TensorType("TQ2_0", 35, 256, 66),
+        TensorType("Q1_0", 41, 128, 18),
+        TensorType("Q2_0", 42, 64, 18),
     )
 }
 
 # Larger before smaller in each family.
 # Source: include/llama.h (enum llama_ftype), tools/quantize/quantize.cpp (names), src/llama-quant.cpp
-# (tensor_requires_imatrix, and the mixtures: IQ3_XS holds IQ3_XXS in attn_q and attn_k).
+# (tensor_requires_imatrix, and the mixtures: IQ3_XS holds IQ3_XXS in attn_q and attn_k). MXFP4_MOE is left out: it makes
+# Q8_0 of a dense model; so is NVFP4, which the quantizer does not make.
 FILE_TYPES: dict[str, FileType] = {
     row.name: row
     for row in (
@@ -122,6 +128,10 @@ FILE_TYPES: dict[str, FileType] = {
         FileType("IQ2_XXS", 19, "IQ2_XXS", "iq", needs_imatrix=True),
         FileType("IQ1_M", 31, "IQ1_M", "iq", needs_imatrix=True),
         FileType("IQ1_S", 24, "IQ1_S", "iq", needs_imatrix=True),
+        FileType("Q2_0", 41, "Q2_0", "trained"),
+        FileType("TQ2_0", 37, "TQ2_0", "trained"),
+        FileType("TQ1_0", 36, "TQ1_0", "trained"),
+        FileType("Q1_0", 40, "Q1_0", "trained"),
     )
 }
 

@@ -11,7 +11,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -21,66 +20,15 @@ from qwen_edge.catalog_types import Shape
 from qwen_edge.files import atomic_path, check_free_space
 from qwen_edge.quant_types import TENSOR_TYPES, file_type
 from qwen_edge.tensor_plan import ALIGNMENT, PlannedTensor, plan_tensors
+from qwen_edge.trial_blocks import BLOCK_FORMS, random_blocks, random_floats
 
 Architecture = Literal["qwen3", "qwen2", "llama"]
 Generator = np.random.Generator
 
 _PIECE_BYTES = 4 << 20
-# Each scale is drawn between 1 - SPREAD and 1 + SPREAD of the mean, with either sign: a kernel that takes the scale of
-# another block is then seen.
-_SPREAD = 0.25
-_SCALE_RMS = (1 + _SPREAD**2 / 3) ** 0.5
-
 # Source: enum gguf_metadata_value_type in ggml's gguf.h.
 _UINT32, _FLOAT32, _STRING = 4, 6, 8
 _GGUF_VERSION = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockForm:
-    """How random blocks of a type are made.
-
-    Attributes:
-        layout: The fields of a block, as its struct in ggml-common.h has them; what is not scale or minimum is random.
-        rms: Root mean square of the weights of a block with scale 1 and random levels.
-        minimum: What belongs into the field of the minimum (`m`, `dmin`) for a mean of 0, in scales; None without one.
-    """
-
-    layout: list[tuple[Any, ...]]
-    rms: float
-    minimum: float | None = None
-
-
-# Levels of n bits have a variance of (4**n - 1) / 12; without a minimum they are -2**(n-1) to 2**(n-1) - 1, whose mean
-# of -1/2 adds 1/4 to the mean square.
-# In K blocks a weight is scale * s * q - minimum * t, where s and t are 6 random bits (mean 31.5, mean square 1333.5)
-# and q is the level: minimum = mean(q) * scale gives a mean of 0.
-# Source: block structs of ggml/src/ggml-common.h, dequantize_row_* of ggml/src/ggml-quants.c.
-BLOCK_FORMS = {
-    "Q4_0": BlockForm(layout=[("d", "<f2"), ("q", "u1", 16)], rms=(255 / 12 + 1 / 4) ** 0.5),
-    "Q4_1": BlockForm(
-        layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)], rms=(255 / 12) ** 0.5, minimum=-7.5
-    ),
-    "Q5_0": BlockForm(layout=[("d", "<f2"), ("q", "u1", 20)], rms=(1023 / 12 + 1 / 4) ** 0.5),
-    "Q5_1": BlockForm(
-        layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 20)], rms=(1023 / 12) ** 0.5, minimum=-15.5
-    ),
-    "Q8_0": BlockForm(layout=[("d", "<f2"), ("q", "i1", 32)], rms=(65535 / 12 + 1 / 4) ** 0.5),
-    "Q4_K": BlockForm(
-        layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 140)],
-        rms=(1333.5 * (77.5 + 7.5**2) - 2 * (31.5 * 7.5) ** 2) ** 0.5,
-        minimum=7.5,
-    ),
-    "Q5_K": BlockForm(
-        layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 172)],
-        rms=(1333.5 * (325.5 + 15.5**2) - 2 * (31.5 * 15.5) ** 2) ** 0.5,
-        minimum=15.5,
-    ),
-    # Its 16 scales within a block are signed bytes.
-    "Q6_K": BlockForm(
-        layout=[("q", "u1", 208), ("d", "<f2")], rms=((4095 / 12 + 1 / 4) * (65535 / 12 + 1 / 4)) ** 0.5
-    ),
-}
 
 
 def write_trial_model(
@@ -112,7 +60,7 @@ def write_trial_model(
 
     Raises:
         ConfigError: Unknown type.
-        UnsupportedError: A type whose mixture is not known here.
+        UnsupportedError: The quantizer does not make this type of this model.
         OSError: The file cannot be written, or the disk is too small.
     """
     tensors = plan_tensors(shape, type_name)
@@ -215,10 +163,9 @@ def _write_tensor(
     random = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
     pieces = _vector_pieces(tensor, random) if tensor.is_vector else _matrix_pieces(tensor, random)
     for piece in pieces:
-        data = piece.tobytes()
-        file.write(data)
+        file.write(piece.data)
         if progress is not None:
-            progress(len(data))
+            progress(piece.nbytes)
     file.write(b"\0" * (tensor.padded_bytes - tensor.n_bytes))
 
 
@@ -241,47 +188,3 @@ def _matrix_pieces(tensor: PlannedTensor, random: Generator) -> Iterator[NDArray
             yield random_floats(tensor.type_name, count, rms, random)
         else:
             yield random_blocks(form, count, rms, random)
-
-
-def random_blocks(form: BlockForm, count: int, rms: float, random: Generator) -> NDArray[Any]:
-    """Return blocks of a type as they lie in a file.
-
-    Args:
-        form: See BLOCK_FORMS.
-        count: Of the blocks.
-        rms: Root mean square of the weights.
-        random: What they are drawn from.
-
-    Returns:
-        A structured array [count].
-    """
-    layout = np.dtype(form.layout)
-    blocks = np.frombuffer(bytearray(random.bytes(count * layout.itemsize)), layout)
-    if blocks["q"].dtype == np.int8:
-        # Quantizers never write -128, and kernels rely on it: the sign of -128 cannot be changed in 8 bits.
-        np.maximum(blocks["q"], -127, out=blocks["q"])
-    scales = random.uniform(1 - _SPREAD, 1 + _SPREAD, count) * random.choice((-1.0, 1.0), count)
-    blocks["d"] = scales * (rms / (form.rms * _SCALE_RMS))
-    if form.minimum is not None:
-        blocks["m"] = blocks["d"] * np.float16(form.minimum)
-    return blocks
-
-
-def random_floats(type_name: str, count: int, rms: float, random: Generator) -> NDArray[Any]:
-    """Return uniform weights in F32, F16 or BF16.
-
-    Args:
-        type_name: One of these.
-        count: Of the weights.
-        rms: Their root mean square.
-        random: What they are drawn from.
-
-    Returns:
-        float32, float16, or the upper halves of float32 as uint16: [count].
-    """
-    values = random.random(count, np.float32)
-    values -= np.float32(0.5)
-    values *= np.float32(12**0.5 * rms)
-    if type_name == "BF16":
-        return (values.view("<u4") >> 16).astype("<u2")
-    return values.astype("<f2" if type_name == "F16" else "<f4")

@@ -22,6 +22,7 @@ _FAMILIES = {
     "legacy": "blocks of 32 weights with one scale",
     "k": "super-blocks of 256 weights, mixed by how much a matrix matters",
     "iq": "values from codebooks; the smallest",
+    "trained": "for models trained to hold two to four values a weight",
 }
 
 

@@ -15,7 +15,8 @@ from qwen_edge.errors import UnsupportedError
 from qwen_edge.gguf_header import read_header
 from qwen_edge.memory import estimate_tensor_bytes
 from qwen_edge.quant_types import TENSOR_TYPES
-from qwen_edge.trial_model import BLOCK_FORMS, random_blocks, random_floats, write_trial_model
+from qwen_edge.trial_blocks import BLOCK_FORMS, random_blocks, random_floats
+from qwen_edge.trial_model import write_trial_model
 
 SMALL = Shape(
     n_layers=4,
@@ -30,7 +31,16 @@ SMALL = Shape(
 )
 
 
-@pytest.mark.parametrize("type_name", BLOCK_FORMS)
+# The gguf package does not read all of them; llama.cpp itself does, in integration/runtime/test_trial_types.py.
+READABLE = [name for name in BLOCK_FORMS if name in {kind.name for kind in gguf.quants._type_traits}]
+
+
+def test_every_quantized_type_has_a_form() -> None:
+    assert set(BLOCK_FORMS) == {row.name for row in TENSOR_TYPES.values() if row.block_weights > 1}
+    assert set(BLOCK_FORMS) - set(READABLE) <= {"Q1_0", "Q2_0"}
+
+
+@pytest.mark.parametrize("type_name", READABLE)
 def test_blocks_have_the_stated_size_and_weights(type_name: str) -> None:
     blocks = random_blocks(BLOCK_FORMS[type_name], 4000, 0.05, np.random.default_rng(1))
     assert blocks.itemsize == TENSOR_TYPES[type_name].block_bytes
@@ -52,12 +62,24 @@ def test_floats_have_the_stated_rms(type_name: str) -> None:
     assert np.sqrt(np.mean(weights.astype(np.float64) ** 2)) == pytest.approx(0.05, rel=0.02)
 
 
+def test_bytes_of_three_values_are_those_that_a_quantizer_writes() -> None:
+    blocks = random_blocks(BLOCK_FORMS["TQ1_0"], 20_000, 1.0, np.random.default_rng(1))
+    valid = {-(-256 * level // 243) for level in range(243)}
+    assert set(np.unique(blocks["q"])) == valid
+    assert set(np.unique(blocks["h"])) == {-(-256 * level // 243) for level in range(0, 243, 3)}
+    pairs = random_blocks(BLOCK_FORMS["TQ2_0"], 20_000, 1.0, np.random.default_rng(1))["q"]
+    assert {int(pair) >> shift & 3 for pair in np.unique(pairs) for shift in (0, 2, 4, 6)} == {0, 1, 2}
+    assert len(np.unique(pairs)) == 81
+
+
 def test_levels_of_q8_0_never_reach_what_cannot_be_negated() -> None:
     blocks = random_blocks(BLOCK_FORMS["Q8_0"], 10_000, 1.0, np.random.default_rng(1))
     assert (blocks["q"].min(), blocks["q"].max()) == (-127, 127)
 
 
-@pytest.mark.parametrize("type_name", ["F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M"])
+@pytest.mark.parametrize(
+    "type_name", ["F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M", "Q2_K", "IQ1_M", "TQ1_0"]
+)
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_the_gguf_package_reads_what_is_written(tmp_path: Path, type_name: str, is_tied: bool) -> None:
     shape = replace(SMALL, is_tied=is_tied)
@@ -114,6 +136,6 @@ def test_progress_adds_up_and_a_refused_type_leaves_nothing(tmp_path: Path) -> N
     pieces: list[int] = []
     write_trial_model(tmp_path / "trial.gguf", SMALL, "Q8_0", progress=pieces.append)
     assert sum(pieces) == read_header(tmp_path / "trial.gguf").tensor_bytes
-    with pytest.raises(UnsupportedError, match="IQ2_XS"):
-        write_trial_model(tmp_path / "other.gguf", SMALL, "IQ2_XS")
+    with pytest.raises(UnsupportedError, match="Q1_0 wants rows"):
+        write_trial_model(tmp_path / "other.gguf", replace(SMALL, hidden_size=192), "Q1_0")
     assert [path.name for path in tmp_path.iterdir()] == ["trial.gguf"]

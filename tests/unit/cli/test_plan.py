@@ -87,12 +87,16 @@ def test_a_mapped_file_needs_less_to_be_free_and_peaks_higher(capsys: Capture) -
         (["qwn3-0.6b"], "neither a file nor a known model"),
         (["someone/something"], "nothing is known before it is here"),
         (["gemma-3-1b@q6_k"], "is not offered as Q6_K"),
-        (["qwen3-0.6b@iq2_xs"], "IQ2_XS is not estimated"),
     ],
 )
 def test_what_cannot_be_planned(capsys: Capture, args: list[str], said: str) -> None:
     assert main(["plan", *args]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_type_that_is_seldom_asked_for(capsys: Capture) -> None:
+    small, usual = (document_of(capsys, f"qwen3-0.6b@{kind}") for kind in ("iq2_xs", "q4_0"))
+    assert small["wanted_bytes"] < usual["wanted_bytes"]
 
 
 def test_a_context_that_is_no_number(capsys: Capture) -> None:

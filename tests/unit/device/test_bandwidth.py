@@ -69,6 +69,31 @@ def test_a_host_that_gives_memory_slowly_shortens_the_buffer() -> None:
     assert found.may_be_cached
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("n_bytes", [8, 9 * MIB + 40])
+def test_every_pass_reads_the_whole_buffer(
+    monkeypatch: pytest.MonkeyPatch, n_bytes: int, n_threads: int
+) -> None:
+    read: list[int] = []
+
+    class Part(np.ndarray):
+        def sum(self) -> None:  # type: ignore[override]
+            assert (self == 1).all()
+            read.append(self.nbytes)
+
+    ones = np.ones
+    monkeypatch.setattr(np, "ones", lambda count, kind: ones(count, kind).view(Part))
+    assert bandwidth.measure_passes(n_bytes, n_threads, passes=2) > 0
+    assert sum(read) == 3 * n_bytes
+    assert max(read) <= 4 * MIB
+
+
+def test_the_median_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 50.0, 52.0, 53.0, 57.0])  # the first pass is not timed; then 2, 1 and 4 seconds
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(ticks))
+    assert bandwidth.measure_passes(800, 1, passes=3) == 400
+
+
 def test_figures_are_remembered(tmp_path: Path) -> None:
     path = bandwidth.record_path(tmp_path / "device", ["cpu", "2"])
     assert isinstance(bandwidth.remembered(path), Unknown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -137,14 +138,16 @@ def test_speeds_are_medians_of_turns_and_who_dies_is_left_out(monkeypatch: pytes
         if args[1] == "safe":
             return popen("import os; os.kill(os.getpid(), 11)", [])
         speed = {1: 100, 3: 900, 4: 300}[len(order)]
-        return popen(f'print(\'{{"prefill_tokens_per_s": {speed}, "decode_tokens_per_s": 7}}\')', [])
+        assert json.loads(args[2])["n_threads"] == 2
+        turn = {"prefill_tokens_per_s": speed, "decode_tokens_per_s": 7, "system_info": "CPU"}
+        return popen(f"print({json.dumps(turn)!r})", [])
 
     monkeypatch.setattr(child, "start_child", start)
     contestants = [
         Contestant(name="a", build=None),
         Contestant(name="b", build=None, kernels="safe"),
     ]
-    speeds = measure_speeds(contestants, Path("m.gguf"), budget_s=60)
+    speeds = measure_speeds(contestants, Path("m.gguf"), budget_s=60, n_threads=2)
     assert order == ["fast", "safe", "fast", "fast"]
     assert speeds == {
         "a": speed_trial.Speed(prefill_tokens_per_s=300, decode_tokens_per_s=7, n_turns=3),
@@ -162,6 +165,14 @@ def test_without_time_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_turn_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "start_child", lambda *_, **__: popen("import time; time.sleep(60)", []))
     assert measure_speeds([Contestant(name="a", build=None)], Path("m.gguf"), budget_s=0.5) == {}
+
+
+def test_why_a_turn_measured_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    endings = ["import os; os.kill(os.getpid(), 4)", "raise SystemExit('no such kernel')", "pass"]
+    monkeypatch.setattr(child, "start_child", lambda *_, **__: popen(endings.pop(0), []))
+    trial = speed_trial.Trial(n_threads=1)
+    reasons = [speed_trial.run_turn(Path("m.gguf"), trial, timeout_s=30) for _ in range(3)]
+    assert reasons == [(None, "signal SIGILL"), (None, "no such kernel"), (None, "it ended with exit code 0")]
 
 
 def test_the_shape_has_rows_of_whole_blocks_of_256() -> None:
