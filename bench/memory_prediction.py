@@ -1,9 +1,7 @@
-"""Predicted against measured peak memory: `python -m qwen_edge.bench.memory_prediction FILE... [--n-ctx N...]`.
+"""Predicted against measured peak memory: `python -m qwen_edge.bench.memory_prediction PATH... [--n-ctx N...]`.
 
-Each case is a process of its own that loads the file through the normal API, fills the context and decodes; its peak
-resident size (VmHWM) is what the prediction is compared with. The context is filled with keys and values of zero, all but
-the last whole batch: that one is evaluated, with attention over the full context, as a real prompt's last batch would be.
-KV cache and buffers are the same as with a prompt that was evaluated throughout, in seconds instead of minutes.
+Each case is a process of its own that loads a GGUF file or an exported folder through the normal API, uses its contexts to
+the last token and decodes (`memory_cell`); its peak resident size (VmHWM) is what the prediction is compared with.
 """
 
 from __future__ import annotations
@@ -11,165 +9,184 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import mmap
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-import qwen_edge
 from qwen_edge import device
+from qwen_edge.bench.memory_cell import SETTINGS, run_cell
 from qwen_edge.config import QUANTIZED_KV_TYPES, KVType, LoadConfig
-from qwen_edge.errors import NativeError
-from qwen_edge.gguf_header import GGUFHeader, read_header
-from qwen_edge.quant_types import TENSOR_TYPES
+from qwen_edge.engines.onnx_folder import is_onnx, model_files
+from qwen_edge.errors import FormatError, NativeError
+from qwen_edge.memory import MemoryEstimate
+from qwen_edge.memory_check import memory_estimator
+from qwen_edge.memory_kernels import expected_kernels
 
-_DECODED = 4
-# With flash attention buffers do not grow with the context, but for the mask, and a batch at its end takes minutes: the
-# whole batch is evaluated at its beginning, and this many tokens at its end.
-_FLASH_BATCH = 32
-# Source: src/llama-context.cpp, io_magic; src/llama-kv-cache.cpp, state_write_meta and state_write_data.
-_STATE_MAGIC = 0xAF143CD8
+# How long a case waits for memory that other programs hold, and how often it looks.
+_PATIENCE_S, _LOOK_EVERY_S = 1800.0, 5.0
 
 
-def measure(path: Path, config: LoadConfig) -> dict[str, int]:
-    """Load, fill the context and decode in this process, which should be a fresh one.
+class Record:
+    """The cases of a run that may be cut short: one JSON line for each, written when it was measured."""
 
-    Returns:
-        `predicted_bytes`, asked before anything is loaded, and `peak_bytes`.
+    def __init__(self, path: Path | None) -> None:
+        """Read what an earlier run measured.
+
+        Args:
+            path: A file, which need not be there; None keeps nothing.
+        """
+        self._path = path
+        self._peaks: dict[str, int] = {}
+        text = path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the run was ended while it wrote
+            self._peaks[_key(row["case"])] = row["peak_bytes"]
+        self._begin = "" if text.endswith("\n") or not text else "\n"
+
+    def peak_bytes(self, case: dict[str, Any]) -> int | None:
+        """Return what was measured of a case; None where it was not."""
+        return self._peaks.get(_key(case))
+
+    def add(self, case: dict[str, Any], peak_bytes: int) -> None:
+        """Keep what was measured."""
+        self._peaks[_key(case)] = peak_bytes
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(self._begin + json.dumps({"case": case, "peak_bytes": peak_bytes}) + "\n")
+            self._begin = ""
+
+
+def _key(case: dict[str, Any]) -> str:
+    return json.dumps(case, sort_keys=True)
+
+
+def predict(path: Path, config: LoadConfig) -> MemoryEstimate:
+    """Return what the planner says.
+
+    Raises:
+        FormatError: The file does not tell the sizes of its model.
     """
-    from qwen_edge.memory_check import memory_estimator
-    from qwen_edge.memory_kernels import build_kernels
-
-    estimate = memory_estimator(path, config, kernels=build_kernels())
+    estimate = memory_estimator(path, config, kernels=expected_kernels(config, path))
     need = estimate(config) if estimate is not None else None
-    assert need is not None, f"{path} cannot be understood"
-    with qwen_edge.load(path, config) as model:
-        context = model.engine.new_context()
-        n_vocab = model.info.n_vocab
-        n_last = context.n_batch
-        if config.flash_attention == "on":
-            context.append([i % n_vocab for i in range(context.n_batch)])
-            n_last = _FLASH_BATCH
-        n_filled = context.n_ctx - n_last
-        if n_filled > 0:
-            context.load_state(zero_state(read_header(path), config, n_filled), n_filled)
-        context.append([i % n_vocab for i in range(n_last - _DECODED)])
-        for token in range(_DECODED):
-            context.append([token])
-        context.logits()
-    return {"predicted_bytes": need.total_bytes, "peak_bytes": device.peak_memory_bytes()}
+    if need is None:
+        raise FormatError(f"{path} does not tell the sizes of its model")
+    return need
 
 
-def zero_state(header: GGUFHeader, config: LoadConfig, n_tokens: int) -> NDArray[np.uint8]:
-    """Return a saved KV cache of n tokens whose keys and values are zero.
-
-    Its pages are those that the system has of zeros, but for the few that say something: it takes no memory.
+def compare(path: Path, config: LoadConfig, record: Record | None = None) -> dict[str, Any]:
+    """Return the case, what was predicted and what a fresh process took.
 
     Args:
-        header: Of the model.
-        config: flash_attention (V is transposed without) and kv_type decide the form.
-        n_tokens: How many.
-    """
-    prefix = f"{header.metadata['general.architecture']}."
-    n_layers = int(header.metadata[f"{prefix}block_count"])
-    row_weights = _kv_size(header, prefix)
-    kind = TENSOR_TYPES[config.kv_type.upper()]
-    row_bytes = row_weights // kind.block_weights * kind.block_bytes
-    is_transposed = config.flash_attention == "off"
-    cells = np.zeros(n_tokens, dtype=[("position", "<i4"), ("n_sequences", "<u4"), ("sequence", "<i4")])
-    cells["position"] = np.arange(n_tokens)
-    cells["n_sequences"] = 1
-    head = np.array([_STATE_MAGIC, 0, 1, n_tokens], "<u4").tobytes() + cells.tobytes()
-    head += np.array([is_transposed, n_layers], "<u4").tobytes()
-    key_head = np.int32(kind.ggml_id).tobytes() + np.uint64(row_bytes).tobytes()
-    value_head = key_head
-    if is_transposed:
-        value_head = np.array([kind.ggml_id, kind.block_bytes, row_weights], "<u4").tobytes()
-    parts = [head, *(part for one in (key_head, value_head) for part in [one] * n_layers)]
-    gaps = [0] + [n_tokens * row_bytes] * (2 * n_layers)
-    n_bytes = sum(map(len, parts)) + sum(gaps)
-    if sys.platform == "linux":
-        area = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        area.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page around each word that is written would count
-        state = np.frombuffer(area, dtype=np.uint8)
-    else:
-        state = np.zeros(n_bytes, dtype=np.uint8)
-    at = 0
-    for part, gap in zip(parts, gaps, strict=True):
-        state[at : at + len(part)] = np.frombuffer(part, np.uint8)
-        at += len(part) + gap
-    return state
-
-
-def _kv_size(header: GGUFHeader, prefix: str) -> int:
-    n_heads = int(header.metadata[f"{prefix}attention.head_count"])
-    n_kv_heads = int(header.metadata.get(f"{prefix}attention.head_count_kv", n_heads))
-    hidden = int(header.metadata[f"{prefix}embedding_length"])
-    return n_kv_heads * int(header.metadata.get(f"{prefix}attention.key_length", hidden // n_heads))
-
-
-def measure_apart(path: Path, config: LoadConfig) -> dict[str, Any]:
-    """Return what measure() finds in a fresh process, with the settings and the error of the prediction.
+        path: A GGUF file or an exported folder.
+        config: Settings of the case.
+        record: Of what was measured before, which is taken, and gets what is measured now.
 
     Raises:
         NativeError: The process failed; with the last that it said.
+        FormatError: The file does not tell the sizes of its model.
     """
-    settings = {
-        name: getattr(config, name)
-        for name in ("n_ctx", "kv_type", "flash_attention", "load_mode", "n_threads", "safe_kernels")
-    }
-    command = [sys.executable, "-m", "qwen_edge.bench.memory_prediction", "--child", str(path)]
-    run = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        raise NativeError(f"{path.name} with {settings} failed: {run.stderr.strip()[-500:]}")
-    found = json.loads(run.stdout)
-    return {
+    record = record or Record(None)
+    need = predict(path, config)
+    case = {
         "file": path.name,
-        **settings,
-        **found,
-        "error": found["predicted_bytes"] / found["peak_bytes"] - 1,
+        "size_bytes": sum(file.stat().st_size for file in model_files(path)),
+        "kernels": [] if is_onnx(path) else sorted(expected_kernels(config, path)),
+        **{name: getattr(config, name) for name in SETTINGS},
+    }
+    peak_bytes = record.peak_bytes(case)
+    if peak_bytes is None:
+        _wait_for(need.wanted_bytes)
+        outcome = run_cell(path, config)
+        if not outcome.peak_bytes:
+            raise NativeError(
+                f"{path.name} with {case} failed ({outcome.exit_code}): {outcome.refusal or outcome.stderr}"
+            )
+        peak_bytes = outcome.peak_bytes
+        record.add(case, peak_bytes)
+    return {
+        **case,
+        "predicted_bytes": need.total_bytes,
+        "peak_bytes": peak_bytes,
+        "error": need.total_bytes / peak_bytes - 1,
     }
 
 
-def cases(n_ctx: Sequence[int], kv_types: Sequence[KVType], load_modes: Sequence[str]) -> list[LoadConfig]:
-    """Return the settings to measure: all combinations, with flash attention where the KV type needs it."""
+def _wait_for(wanted_bytes: int) -> None:
+    """Wait until so much is free; when patience ends, loading says what is missing."""
+    end = time.monotonic() + _PATIENCE_S
+    while device.available_memory_bytes().available_bytes < wanted_bytes and time.monotonic() < end:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def cases(
+    path: Path,
+    *,
+    n_ctx: Sequence[int],
+    kv_types: Sequence[KVType] = ("f16",),
+    load_modes: Sequence[str] = ("read",),
+    n_sessions: Sequence[int] = (1,),
+    n_batch: Sequence[int] = (512,),
+    n_threads: Sequence[int] = (),
+    safe_kernels: bool = False,
+) -> list[LoadConfig]:
+    """Return the settings to measure: all combinations, with flash attention where the KV type needs it.
+
+    An exported folder has one type of KV cache and one way to be loaded: it gets the default of each.
+    """
+    if is_onnx(path):
+        kv_types, load_modes, safe_kernels = ("f16",), ("read",), False
     return [
         LoadConfig(
             n_ctx=tokens,
             kv_type=kv_type,
             flash_attention="on" if kv_type in QUANTIZED_KV_TYPES else "off",
             load_mode=mode,  # type: ignore[arg-type]
-            n_threads=device.usable_cores(),
-            safe_kernels=False,
+            n_sessions=sessions,
+            n_batch=batch,
+            n_threads=threads,
+            safe_kernels=safe_kernels,
             prefix_cache=False,
         )
-        for mode, tokens, kv_type in itertools.product(load_modes, n_ctx, kv_types)
+        for mode, tokens, kv_type, sessions, batch, threads in itertools.product(
+            load_modes, n_ctx, kv_types, n_sessions, n_batch, n_threads or (device.usable_cores(),)
+        )
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure each case and print one JSON line for it; the last line is the worst error."""
     parser = argparse.ArgumentParser(prog="python -m qwen_edge.bench.memory_prediction", description=__doc__)
-    parser.add_argument("files", nargs="+", help="GGUF files")
+    parser.add_argument("paths", nargs="+", type=Path, help="GGUF files, and folders exported to ONNX")
     parser.add_argument("--n-ctx", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--kv-type", nargs="+", default=["f16", "q8_0"])
     parser.add_argument("--load-mode", nargs="+", default=["read", "mmap"])
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1])
+    parser.add_argument("--n-batch", type=int, nargs="+", default=[512])
+    parser.add_argument("--threads", type=int, nargs="+", default=[], help="default: the usable cores")
+    parser.add_argument("--safe-kernels", action="store_true", help="nothing rearranged, no AMX")
+    parser.add_argument(
+        "--record", type=Path, help="JSON lines of what was measured: a run that was cut goes on from there"
+    )
     options = parser.parse_args(argv)
-    if options.child:
-        path, settings = options.files
-        found = measure(Path(path), LoadConfig(prefix_cache=False, **json.loads(settings)))
-        _write(found)
-        return 0
+    record = Record(options.record)
     worst = 0.0
-    for path in options.files:
-        for config in cases(options.n_ctx, options.kv_type, options.load_mode):
-            row = measure_apart(Path(path), config)
+    for path in options.paths:
+        for config in cases(
+            path,
+            n_ctx=options.n_ctx,
+            kv_types=options.kv_type,
+            load_modes=options.load_mode,
+            n_sessions=options.sessions,
+            n_batch=options.n_batch,
+            n_threads=options.threads,
+            safe_kernels=options.safe_kernels,
+        ):
+            row = compare(path, config, record)
             worst = max(worst, row["error"], key=abs)
             _write(row)
     _write({"worst_error": worst})

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from qwen_edge.catalog_types import CatalogModel, Shape
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.gguf_header import GGUFHeader
-from qwen_edge.memory_kernels import Kernels
+from qwen_edge.memory_kernels import PLAIN, Kernels, expected_kernels
+from qwen_edge.memory_shapes import header_sizes
 from qwen_edge.memory_weights import HeldWeights, held_weights
 from qwen_edge.quant_types import TENSOR_TYPES
 from qwen_edge.tensor_plan import plan_tensors
@@ -136,7 +137,7 @@ def estimate_memory(
         shape: Of the model.
         type_name: A key of FILE_TYPES or an alias.
         config: How it is to be loaded, n_ctx a number.
-        kernels: Of the build; None takes those of the build that is used here.
+        kernels: Of the build; None takes those that are expected here.
 
     Raises:
         As estimate_file_bytes.
@@ -171,12 +172,15 @@ def fits_of(
         model: A row of the catalog.
         config: How it is to be loaded, n_ctx a number; a model that handles fewer is counted with what it handles.
         available_bytes: Memory that is free.
-        kernels: Of the build; None takes those of the build that is used here.
+        kernels: Of the build; None takes those that are expected here.
     """
+    kernels = expected_kernels(config) if kernels is None else kernels
     rows: list[tuple[str, int, MemoryEstimate]] = []
     if model.published is not None:
         published = model.published
-        rows.append((published.type_name, published.size_bytes, estimate_published(model, config)))
+        rows.append(
+            (published.type_name, published.size_bytes, estimate_published(model, config, kernels=kernels))
+        )
     elif model.shape is not None:
         config = _within(model, config)
         rows += [
@@ -193,14 +197,17 @@ def fits_of(
     )
 
 
-def estimate_published(model: CatalogModel, config: LoadConfig) -> MemoryEstimate:
+def estimate_published(
+    model: CatalogModel, config: LoadConfig, *, kernels: Kernels | None = None
+) -> MemoryEstimate:
     """Return what a model needs of which only a converted file is offered.
 
-    Which of its tensors are rearranged is not known: a mapped file is counted as if all were.
+    Which of its tensors are rearranged is not known: a mapped file is counted as if all were, where any are.
 
     Args:
         model: A row of the catalog with `published`.
         config: How it is to be loaded, n_ctx a number.
+        kernels: Of the build; None takes those that are expected here.
     """
     published = model.published
     assert published is not None, f"Bug: {model.name} is not offered as a file"
@@ -216,10 +223,12 @@ def estimate_published(model: CatalogModel, config: LoadConfig) -> MemoryEstimat
     )
     n_bytes = published.size_bytes
     is_mapped = config.load_mode == "mmap"
+    kernels = expected_kernels(config) if kernels is None else kernels
+    stays_as_it_lies = is_mapped and (config.safe_kernels or kernels == PLAIN)
     weights = HeldWeights(
         file_bytes=n_bytes,
         plain_bytes=0,
-        rearranged_bytes=n_bytes,
+        rearranged_bytes=0 if stays_as_it_lies else n_bytes,
         head_copy_bytes=0,
         mapped_bytes=n_bytes if is_mapped else 0,
     )
@@ -240,40 +249,31 @@ def estimate_header_memory(
     Args:
         header: Of the file.
         config: How it is to be loaded, n_ctx a number.
-        kernels: Of the build; None takes those of the build that is used here.
+        kernels: Of the build; None takes those that are expected here.
 
     Returns:
         None where the header does not tell the sizes of the model.
     """
-
-    def size(key: str) -> int | None:
-        value = header.metadata.get(f"{header.metadata.get('general.architecture')}.{key}")
-        return value if isinstance(value, int) and value > 0 else None
-
-    n_layers, hidden, n_heads = size("block_count"), size("embedding_length"), size("attention.head_count")
-    ffn_size = size("feed_forward_length")
-    if not n_layers or not hidden or not n_heads or not ffn_size:
+    sizes = header_sizes(header)
+    if sizes is None:
         return None
-    n_kv_heads = size("attention.head_count_kv") or n_heads
-    key, value = (size(f"attention.{part}_length") or hidden // n_heads for part in ("key", "value"))
-    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     vocabulary = header.arrays.get("tokenizer.ggml.tokens")
     tensors = [
         (tensor.name, tensor.type_name, tensor.shape[0], tensor.n_weights // tensor.shape[0], tensor.n_bytes)
         for tensor in header.tensors
     ]
     widths = _Widths(
-        n_heads=n_heads,
-        hidden_size=hidden,
-        q_size=n_heads * key,
-        kv_size=n_kv_heads * key,
-        ffn_size=ffn_size,
-        vocab_size=embedding.shape[-1] if embedding is not None else 0,
+        n_heads=sizes["n_heads"],
+        hidden_size=sizes["hidden_size"],
+        q_size=sizes["n_heads"] * sizes["head_dim"],
+        kv_size=sizes["n_kv_heads"] * sizes["head_dim"],
+        ffn_size=sizes["ffn_size"],
+        vocab_size=sizes["vocab_size"],
     )
     return _estimate(
         held_weights(tensors, header.size_bytes, config, kernels),
         widths,
-        n_layers * n_kv_heads * (key + value),
+        sizes["n_layers"] * sizes["n_kv_heads"] * (sizes["head_dim"] + sizes["value_dim"]),
         config,
         n_tokens=vocabulary.count if vocabulary is not None else 0,
     )

@@ -10,8 +10,16 @@ from qwen_edge.catalog import MODELS
 from qwen_edge.catalog_types import CatalogModel
 from qwen_edge.config import QUANTIZED_KV_TYPES, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.memory import MemoryEstimate, fits_of
+from qwen_edge.gguf_header import read_header
+from qwen_edge.memory import COMMON_TYPES, MemoryEstimate, estimate_memory, estimate_tensor_bytes, fits_of
 from qwen_edge.memory_kernels import Kernels
+from qwen_edge.memory_shapes import (
+    QUANTIZABLE_TYPES,
+    REQUANTIZABLE_TYPES,
+    catalog_model_of,
+    header_shape,
+)
+from qwen_edge.quant_types import file_type_of_id
 
 Estimate = Callable[[LoadConfig], MemoryEstimate | None]
 Fits = Callable[[MemoryEstimate], bool]
@@ -67,10 +75,12 @@ def ways_out(
         weights: The file or folder, where it is one.
         model: The row of the catalog, where it is one.
         type_name: Its type.
-        kernels: Of llama.cpp's build; None takes those of the build that is used here.
+        kernels: Of llama.cpp's build; None takes those that are expected here.
     """
+    is_gguf = weights is None or not is_onnx(weights)
     found = [
-        *_smaller_settings(estimate, config, fits, is_gguf=weights is None or not is_onnx(weights)),
+        *_smaller_settings(estimate, config, fits, is_gguf=is_gguf),
+        *(_smaller_file(weights, config, fits, kernels) if weights is not None and is_gguf else ()),
         *_smaller_models(estimate, config, fits, model, type_name, kernels),
     ]
     if not found:
@@ -93,6 +103,30 @@ def _smaller_settings(estimate: Estimate, config: LoadConfig, fits: Fits, *, is_
     need = estimate(plain)
     if need is not None and config.flash_attention == "off" and fits(need):
         yield 'flash_attention="on" (--flash-attention on), which decodes slower in long contexts'
+
+
+def _smaller_file(weights: Path, config: LoadConfig, fits: Fits, kernels: Kernels | None) -> Iterator[str]:
+    """Yield the largest smaller type of a file that fits, and how it is made or had."""
+    header = read_header(weights)
+    shape, kind = header_shape(header), file_type_of_id(header.metadata.get("general.file_type"))
+    if shape is None or kind is None:
+        return
+    tensor_bytes = sum(tensor.n_bytes for tensor in header.tensors)
+    fitting = (
+        name
+        for name in COMMON_TYPES
+        if name != kind.name
+        and estimate_tensor_bytes(shape, name) < tensor_bytes
+        and fits(estimate_memory(shape, name, config, kernels=kernels))
+    )
+    type_name = next(fitting, None)
+    if type_name is None:
+        return
+    if kind.name in (*QUANTIZABLE_TYPES, *REQUANTIZABLE_TYPES):
+        again = " --allow-requantize" if kind.name in REQUANTIZABLE_TYPES else ""
+        yield f"another type, qwen-edge quantize {weights} -t {type_name}{again}"
+    elif (model := catalog_model_of(header, shape)) is not None and model.published is None:
+        yield f"another type, {model.name}@{type_name} (qwen-edge pull {model.name}@{type_name})"
 
 
 def _smaller_models(

@@ -12,7 +12,7 @@ from qwen_edge.errors import InsufficientMemoryError, QwenEdgeError
 from qwen_edge.gguf_header import GGUFHeader, read_header
 from qwen_edge.memory import MemoryEstimate, estimate_header_memory
 from qwen_edge.memory_advice import Estimate, largest_context, ways_out
-from qwen_edge.memory_kernels import Kernels, build_kernels
+from qwen_edge.memory_kernels import Kernels, expected_kernels
 from qwen_edge.memory_onnx import estimate_onnx_memory
 
 # Left free by n_ctx="auto", as a share: other programs go on growing, and an estimate may be 5% off.
@@ -38,7 +38,7 @@ def require_memory(path: Path, config: LoadConfig) -> LoadConfig:
         InsufficientMemoryError: With the numbers, and what would fit.
         FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.
     """
-    kernels = None if is_onnx(path) else build_kernels()
+    kernels = None if is_onnx(path) else expected_kernels(config, path)
     estimate = memory_estimator(path, config, kernels=kernels)
     free = device.available_memory_bytes()
     if config.n_ctx == AUTO_N_CTX:
@@ -88,7 +88,7 @@ def memory_estimator(path: Path, config: LoadConfig, *, kernels: Kernels | None 
     Args:
         path: A GGUF file, or an exported folder.
         config: Settings that it is asked for first.
-        kernels: Of llama.cpp's build; None takes those of the build that is used here.
+        kernels: Of llama.cpp's build; None takes those that are expected here.
 
     Raises:
         FormatError, ModelNotFoundError, UnsupportedError: As read_folder(), of an ONNX folder.
@@ -135,6 +135,7 @@ def _onnx_estimator(path: Path) -> Estimate | None:
         settings.n_ctx,
         n_ctx_train=folder.n_ctx_train,
         head=folder.precision["head"],
+        embedding=folder.precision["embedding"],
         block_size=folder.precision["block_size"] or 32,
         n_batch=settings.n_batch,
         n_sessions=settings.n_sessions,

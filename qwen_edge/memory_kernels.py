@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_edge import device
-from qwen_edge.native import library
+from qwen_edge.config import LoadConfig
+from qwen_edge.native import library, probe
 from qwen_edge.native.library_file import has_amx_kernels
 from qwen_edge.quant_types import TENSOR_TYPES
 
@@ -51,6 +52,22 @@ def build_kernels() -> Kernels:
     """Return the kernels of the build that will be used, without loading it; without a build, those of this CPU."""
     folder = library.library_folder()
     return cpu_kernels() if folder is None or _has_amx(folder) else cpu_kernels() - {"amx"}
+
+
+def expected_kernels(config: LoadConfig, path: Path | None = None) -> Kernels:
+    """Return the kernels that loading will use, as far as that is known before it: none where it keeps to the plain ones.
+
+    Args:
+        config: safe_kernels says so, or leaves it to the probe.
+        path: A GGUF file, whose own verdict counts; None of what is not here yet: what other files needed counts.
+    """
+    is_safe = config.safe_kernels
+    if is_safe is None and path is None:
+        is_safe = probe.known_fallback()
+    elif is_safe is None and path is not None:
+        verdict = probe.known_verdict(path)
+        is_safe = verdict is not None and verdict.kernels == "safe"
+    return PLAIN if is_safe else build_kernels()
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 ONNX Runtime rearranges each matrix when it loads a model and drops what it read: for blocks of few bits the levels, with
 12 bytes a block (the scale as float32, twice, and the sum of the block), for F32 and F16 the matrix as float32. What the
-embedding is looked up in stays in the file, whose pages come and go.
+embedding is looked up in stays in the file, whose pages come and go; of a tied head in F32 all of them were read.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from qwen_edge.memory import MemoryEstimate
 from qwen_edge.quant_types import OnnxWeightType
 
 _N_BATCH = 512
-# Fitted to whole processes on a CPU with AVX-512: 0.5B in int4 (blocks of 32 and 128, with an int8 head too), int8 and
-# F16, and a 5.8 M model: 0.97 to 1.04 of what was measured. Not fitted to, 0.6B in int4: 0.98 and 0.99.
+# Fitted to whole processes with full contexts, of which tests/unit/test_memory_onnx.py has a table.
 _BLOCK_BYTES = 12
 # Interpreter, numpy, ONNX Runtime and its pages; the tokenizer's tables.
-_RUNTIME_BYTES = 97_000_000
-_RUNTIME_BYTES_PER_ROW = 350
-# Activations of a batch, in widths of all that a layer makes of its input: gate and up, query, key and value, and itself.
-_ACTIVATION_COPIES = 3
+_RUNTIME_BYTES = 82_000_000
+_RUNTIME_BYTES_PER_ROW = 496
+# Scratch of the kernels, however small a batch is; its activations are about as wide as all that a layer makes of its
+# input: gate and up, query, key and value, and itself. Attention takes its scores in pieces: they do not grow with n_ctx.
+_SCRATCH_BYTES = 12_000_000
 
 _BITS = {"int8": 8, "int4": 4}
 
@@ -31,6 +31,7 @@ def estimate_onnx_memory(
     *,
     n_ctx_train: int,
     head: OnnxWeightType | None = None,
+    embedding: OnnxWeightType | None = None,
     block_size: int = 32,
     n_batch: int = _N_BATCH,
     n_sessions: int = 1,
@@ -43,29 +44,33 @@ def estimate_onnx_memory(
         n_ctx: Tokens that each context holds; the KV cache is float32.
         n_ctx_train: Positions that the graph has angles for.
         head: Type of the head; None for that of the layers.
+        embedding: Type of the embedding; None for that of the head, with which a tied one is stored once.
         block_size: Weights that share a scale.
         n_batch: Tokens evaluated in one call.
         n_sessions: Contexts.
 
     Returns:
-        `weights_bytes` and `kv_bytes` as they say; `compute_bytes` are the activations of a batch, or where that is more
-        what loading holds twice for a moment, less the KV cache, which is empty then.
+        `compute_bytes` are the activations of a batch, or where that is more what loading holds twice for a moment, less
+        the KV cache, which is empty then.
     """
-    embedding = shape.vocab_size * shape.hidden_size
-    layers = shape.n_weights - embedding * (1 if shape.is_tied else 2)
-    head_bytes = _loaded_bytes(embedding, head or weights, block_size)
+    head = head or weights
+    n_embedding = shape.vocab_size * shape.hidden_size
+    layers = shape.n_weights - n_embedding * (1 if shape.is_tied else 2)
     kv_bytes = int(n_sessions * n_ctx * shape.kv_bytes_per_token(4))
     width = 2 * shape.ffn_size + shape.q_size + 2 * shape.kv_size + shape.hidden_size
-    activations = 4 * min(n_batch, n_ctx) * width * _ACTIVATION_COPIES
-    moment = _stored_bytes(embedding, head or weights)
+    activations = _SCRATCH_BYTES + 4 * min(n_batch, n_ctx) * width
+    stays_mapped = shape.is_tied and head == (embedding or head) == "f32"
+    stored_bytes = _stored_bytes(n_embedding, head)
+    moment = 0 if stays_mapped else stored_bytes
     return MemoryEstimate(
         weights_bytes=_loaded_bytes(layers, weights, block_size)
-        + head_bytes
+        + _loaded_bytes(n_embedding, head, block_size)
         + 4 * n_ctx_train * shape.head_dim,
         kv_bytes=kv_bytes,
         compute_bytes=max(activations, moment - kv_bytes),
         head_copy_bytes=0,
         runtime_bytes=_RUNTIME_BYTES + _RUNTIME_BYTES_PER_ROW * shape.vocab_size,
+        mapped_bytes=stored_bytes if stays_mapped else 0,
     )
 
 

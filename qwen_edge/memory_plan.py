@@ -13,7 +13,7 @@ from qwen_edge.gguf_header import read_header
 from qwen_edge.memory import MemoryEstimate, estimate_memory, estimate_published
 from qwen_edge.memory_advice import USUAL_TYPE, Estimate, largest_context, ways_out
 from qwen_edge.memory_check import automatic_context, memory_estimator, n_ctx_train
-from qwen_edge.memory_kernels import Kernels, build_kernels
+from qwen_edge.memory_kernels import Kernels, expected_kernels
 from qwen_edge.quant_types import file_type, file_type_of_id
 
 
@@ -56,7 +56,7 @@ def plan_memory(name: str, config: LoadConfig) -> MemoryPlan:
         UnsupportedError: A type whose size is not known here.
     """
     found = parse_model_name(name)
-    kernels = build_kernels()
+    kernels = expected_kernels(config, found.path)
     type_name: str | None
     if found.path is not None:
         title, model, trained = found.path.name, None, None
@@ -106,7 +106,7 @@ def _catalog_estimate(model: CatalogModel, asked: str | None, kernels: Kernels) 
     if published is not None:
         wanted = asked or published.type_name
         if wanted == published.type_name:
-            return wanted, lambda config: estimate_published(model, config)
+            return wanted, lambda config: estimate_published(model, config, kernels=kernels)
     elif shape is not None:
         type_name = file_type(asked or USUAL_TYPE).name
         return type_name, lambda config: estimate_memory(shape, type_name, config, kernels=kernels)

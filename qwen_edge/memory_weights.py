@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_edge.config import LoadConfig
-from qwen_edge.memory_kernels import PLAIN, Kernels, build_kernels, rearranged_bytes
+from qwen_edge.memory_kernels import PLAIN, Kernels, expected_kernels, rearranged_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ def held_weights(
     if config.safe_kernels:
         kernels = PLAIN
     elif kernels is None:
-        kernels = build_kernels()
+        kernels = expected_kernels(config)
     is_tied = all(name != "output.weight" for name, *_ in tensors)
     plain = rearranged = head_copy = before = span = 0
     is_leading = True

@@ -15,6 +15,7 @@ from qwen_edge.gguf_header import read_header
 from qwen_edge.memory import MemoryEstimate, estimate_memory, fits_of
 from qwen_edge.memory_advice import USUAL_TYPE
 from qwen_edge.memory_check import memory_estimator
+from qwen_edge.memory_kernels import expected_kernels
 from qwen_edge.quant_types import file_type_of_id
 
 GROUP = "Memory"
@@ -109,7 +110,7 @@ def _check_file(path: Path, n_ctx: int, memory: device.AvailableMemory) -> Check
         header = read_header(path)
         kind = file_type_of_id(header.metadata.get("general.file_type"))
         title += f" ({kind.name})" if kind else ""
-    estimate = memory_estimator(path, LoadConfig())
+    estimate = memory_estimator(path, LoadConfig(), kernels=expected_kernels(LoadConfig(), path))
     need, short = (estimate(LoadConfig(n_ctx=n)) if estimate else None for n in (n_ctx, _shorter(n_ctx)))
     if need is None:
         raise FormatError(f"{path} does not tell the sizes of its model")

@@ -56,6 +56,19 @@ class Verdict:
         )
 
 
+def known_verdict(path: Path) -> Verdict | None:
+    """Return what an earlier probe() found for a file; None where there was none."""
+    try:
+        return _read_record(_record_path(path))
+    except OSError:
+        return None
+
+
+def known_fallback() -> bool:
+    """Return whether any file needed the plain kernels with this library on this CPU."""
+    return _read_record(_record_path(None)) is not None
+
+
 def probe(path: Path) -> Verdict:
     """Return which kernels are safe for a file; asks a child process the first time.
 
@@ -66,7 +79,7 @@ def probe(path: Path) -> Verdict:
         GGUFError: The file is damaged in a way that the library does not survive.
         NativeCrashError: The library dies with the plain kernels too.
     """
-    known = _read_record(path)
+    known = known_verdict(path)
     if known is not None:
         return known
     check_model_file(path)
@@ -81,7 +94,9 @@ def probe(path: Path) -> Verdict:
                 "qwen-edge doctor\n  If other models load, this file is damaged: download or convert it again.",
             )
         verdict = Verdict("safe", crash)
-    _write_record(path, verdict)
+    _write_record(_record_path(path), verdict)
+    if verdict.kernels == "safe":
+        _write_record(_record_path(None), verdict)
     return verdict
 
 
@@ -92,8 +107,10 @@ def _crash_of(path: Path, kernels: Kernels) -> str:
     return child.finish(process, _TIMEOUT_S)[2]
 
 
-def _record_path(path: Path) -> Path:
-    facts = [library.library_fingerprint(), device.cpu_name(), *device.cpu_features(), _file_identity(path)]
+def _record_path(path: Path | None) -> Path:
+    """Return where the verdict for a file is kept; None stands for any file."""
+    identity = _file_identity(path) if path is not None else "any"
+    facts = [library.library_fingerprint(), device.cpu_name(), *device.cpu_features(), identity]
     key = sha256("\n".join(facts).encode()).hexdigest()[:24]
     return paths.cache_root() / "probe" / f"{key}.json"
 
@@ -103,17 +120,17 @@ def _file_identity(path: Path) -> str:
     return f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
 
 
-def _read_record(path: Path) -> Verdict | None:
+def _read_record(record: Path) -> Verdict | None:
     try:
-        data = json.loads(_record_path(path).read_text())
+        data = json.loads(record.read_text())
         return Verdict(data["kernels"], data["crash"]) if data["kernels"] in ("fast", "safe") else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_record(path: Path, verdict: Verdict) -> None:
+def _write_record(record: Path, verdict: Verdict) -> None:
     try:
-        with atomic_path(_record_path(path)) as part:
+        with atomic_path(record) as part:
             part.write_text(json.dumps({"kernels": verdict.kernels, "crash": verdict.crash}))
     except OSError:
         return  # a cache that cannot be written costs a probe next time, nothing else

@@ -57,6 +57,7 @@ LAYERS = (
         "memory_kernels",
         "memory_onnx",
         "memory_plan",
+        "memory_shapes",
         "memory_weights",
         "async_call",
         "async_session",

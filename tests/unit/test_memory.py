@@ -14,10 +14,11 @@ from qwen_edge.memory import (
     COMMON_TYPES,
     estimate_file_bytes,
     estimate_memory,
+    estimate_published,
     estimate_tensor_bytes,
     fits_of,
 )
-from qwen_edge.memory_kernels import Kernels, rearranged_bytes
+from qwen_edge.memory_kernels import PLAIN, Kernels, rearranged_bytes
 from qwen_edge.quant_types import FILE_TYPES, TENSOR_TYPES
 
 
@@ -201,3 +202,11 @@ def test_no_model_is_counted_beyond_its_own_context() -> None:
     assert fits_of(model, LoadConfig(n_ctx=1 << 20), 10**12) == fits_of(
         model, LoadConfig(n_ctx=model.n_ctx_train), 10**12
     )
+
+
+def test_a_published_file_that_stays_as_it_lies_is_mapped_once() -> None:
+    config = LoadConfig(load_mode="mmap")
+    model = MODELS["gemma-3-1b"]
+    fast, plain = (estimate_published(model, config, kernels=kernels) for kernels in (AVX2, PLAIN))
+    assert fast.wanted_bytes - plain.wanted_bytes == fast.weights_bytes > plain.weights_bytes == 0
+    assert estimate_published(model, replace(config, safe_kernels=True), kernels=AVX2) == plain

@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_edge import device, memory_check
+from qwen_edge import device, memory_advice, memory_check, memory_kernels
 from qwen_edge.catalog import MODELS
-from qwen_edge.config import LoadConfig, Switch
+from qwen_edge.config import LoadConfig, LoadMode, Switch
 from qwen_edge.errors import InsufficientMemoryError
 from qwen_edge.gguf_header import read_header
-from qwen_edge.memory import estimate_header_memory, estimate_memory
-from qwen_edge.memory_advice import largest_context
-from qwen_edge.memory_check import require_memory
+from qwen_edge.memory import estimate_header_memory, estimate_memory, fits_of
+from qwen_edge.memory_advice import largest_context, ways_out
+from qwen_edge.memory_check import memory_estimator, require_memory
+from qwen_edge.memory_kernels import PLAIN, Kernels
 from qwen_edge.memory_plan import plan_memory
+from qwen_edge.memory_shapes import header_shape
+from qwen_edge.native import probe
 from qwen_edge.trial_model import write_trial_outline
 
 
@@ -43,7 +46,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_check, "build_kernels", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(memory_kernels, "build_kernels", lambda: frozenset({"avx2"}))
 
 
 def test_kv_cache_of_a_file_is_what_the_notes_measured(model: Path, make_gguf: Callable[..., Path]) -> None:
@@ -101,6 +104,94 @@ def test_three_things_that_would_fit(tmp_path: Path, memory_is: Callable[[int], 
     plan = plan_memory(other, LoadConfig(n_ctx=12_288))
     assert plan.fits
     assert plan.advice == ""
+
+
+@pytest.mark.parametrize(
+    ("type_name", "free_bytes", "said"),
+    [
+        ("BF16", 2_400_000_000, "-t Q8_0;"),
+        ("Q8_0", 2_000_000_000, "-t Q6_K --allow-requantize;"),
+        ("Q8_0", 1_200_000_000, None),
+        ("Q4_K_M", 1_800_000_000, None),
+    ],
+)
+def test_a_type_of_the_file_that_fits(
+    type_name: str, free_bytes: int, said: str | None, tmp_path: Path
+) -> None:
+    path, shape = tmp_path / "m.gguf", MODELS["qwen3-1.7b"].shape
+    assert shape is not None
+    write_trial_outline(path, shape, type_name)
+    config, estimate = LoadConfig(n_ctx=2048), memory_estimator(path, LoadConfig())
+    assert estimate is not None
+    hint = ways_out(estimate, config, lambda need: need.wanted_bytes <= free_bytes, weights=path)
+    assert ("another type" in hint) == (said is not None)
+    assert said is None or f"another type, qwen-edge quantize {path} {said}" in hint + ";"
+
+
+def test_a_type_of_a_four_bit_file_is_fetched_where_the_catalog_has_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantizing what has 4 bits would lose twice."""
+    path, model = tmp_path / "m.gguf", MODELS["qwen3-4b-instruct-2507"]
+    assert model.shape is not None
+    write_trial_outline(path, model.shape, "Q5_K_M")
+    header = read_header(path)
+    for name, said in (("Qwen3 4B Instruct 2507", True), ("A Tale Of 4B", False)):
+        named = replace(header, metadata={**header.metadata, "general.name": name})
+        monkeypatch.setattr(memory_advice, "read_header", lambda _, named=named: named)
+        hint = ways_out(
+            lambda config, named=named: estimate_header_memory(named, config),
+            LoadConfig(n_ctx=512),
+            lambda need: need.wanted_bytes <= 3_150_000_000,
+            weights=path,
+        )
+        assert ("(qwen-edge pull qwen3-4b-instruct-2507@Q4_K_M)" in hint) == said
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in MODELS.items() if row.shape is not None))
+def test_the_shape_of_a_file_is_recognised(name: str, tmp_path: Path) -> None:
+    shape = MODELS[name].shape
+    assert shape is not None
+    write_trial_outline(tmp_path / "m.gguf", shape, "BF16", architecture="qwen3")
+    assert header_shape(read_header(tmp_path / "m.gguf")) == shape
+
+
+def test_what_is_of_no_shape_has_none(model: Path, make_gguf: Callable[..., Path]) -> None:
+    header = read_header(model)
+    extra = replace(header, tensors=(*header.tensors, replace(header.tensors[0], name="blk.0.experts")))
+    assert header_shape(extra) is None
+    assert header_shape(read_header(make_gguf("untold.gguf", block_count=28))) is None
+
+
+@pytest.mark.parametrize("load_mode", ["read", "mmap"])
+def test_plain_kernels_are_counted_where_the_probe_found_the_fast_ones_to_crash(
+    load_mode: LoadMode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory_is: Callable[[int], None]
+) -> None:
+    amx: Kernels = frozenset({"amx", "avx2"})
+    monkeypatch.setattr(memory_kernels, "build_kernels", lambda: amx)
+    monkeypatch.setattr(probe, "_crash_of", lambda path, kernels: "SIGILL" if kernels == "fast" else "")
+    path, shape = tmp_path / "m.gguf", MODELS["qwen3-0.6b"].shape
+    assert shape is not None
+    write_trial_outline(path, shape, "Q8_0")
+    config = LoadConfig(n_ctx=512, load_mode=load_mode)
+    memory_is(10**11)
+    fast, fast_name = plan_memory(str(path), config), plan_memory("qwen3-0.6b@q8_0", config)
+    assert plan_memory(str(path), replace(config, safe_kernels=True)).need == estimate_header_memory(
+        read_header(path), config, kernels=PLAIN
+    )
+    probe.probe(path)
+    for name, before in ((str(path), fast), ("qwen3-0.6b@q8_0", fast_name)):
+        after = plan_memory(name, config)
+        assert after.need.head_copy_bytes == 0 < before.need.head_copy_bytes
+        assert after.need.wanted_bytes < before.need.wanted_bytes - 100_000_000
+        assert plan_memory(name, replace(config, safe_kernels=False)).need == before.need
+    assert fits_of(MODELS["qwen3-0.6b"], config, 0)[1].memory == plan_memory("qwen3-0.6b@q8_0", config).need
+    memory_is(after.need.wanted_bytes + 10_000_000)
+    require_memory(path, config)
+    other = tmp_path / "other.gguf"
+    path.rename(other)
+    with pytest.raises(InsufficientMemoryError):
+        require_memory(other, config)  # no verdict of its own yet: the fast kernels may serve
 
 
 def test_an_automatic_context_is_the_largest_that_fits_with_headroom(

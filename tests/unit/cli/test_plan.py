@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qwen_edge import device, memory_plan
+from qwen_edge import device, memory_kernels
 from qwen_edge.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -23,7 +23,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
         reason="the cgroup may have 2 GB",
     )
     monkeypatch.setattr(device, "available_memory_bytes", lambda: found)
-    monkeypatch.setattr(memory_plan, "build_kernels", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(memory_kernels, "build_kernels", lambda: frozenset({"avx2"}))
 
 
 def document_of(capture: Capture, *args: str, code: int = 0) -> Any:

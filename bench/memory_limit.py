@@ -1,0 +1,192 @@
+"""Limits of memory just below and above the need: `python -m qwen_edge.bench.memory_limit PATH [--n-ctx 2048|auto]`.
+
+A model is loaded and its contexts are filled (`memory_cell`) in a cgroup that may have a share of the predicted peak: it is
+to be refused with the right numbers, or to run to the end, and never to be killed. With `--n-ctx auto` loading chooses the
+context itself, and what it chose has to run. With `--taken` another process in the cgroup takes memory after the plan was
+made and before the model is loaded. Making a cgroup needs the rights for it (Linux; root, or a delegated subtree).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qwen_edge import device
+from qwen_edge.bench.memory_cell import run_cell
+from qwen_edge.bench.memory_prediction import predict
+from qwen_edge.config import AUTO_N_CTX, LoadConfig
+from qwen_edge.device.cgroups import cgroup_folders
+from qwen_edge.errors import UnsupportedError
+
+SHARES = (0.90, 0.95, 0.97, 0.99, 1.0, 1.01, 1.03, 1.05)
+# An automatic context is tried under the need of this many tokens.
+_AUTO_BASIS = 2048
+# Takes as many bytes as it is told, says so, and holds them until its input ends.
+_TAKER = "import sys; held = bytearray(b'x') * int(sys.argv[1]); print(flush=True); sys.stdin.read()"
+
+
+class MemoryCgroup:
+    """A cgroup with a limit of memory, made below the one of this process, and removed at the end."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        """Made by memory_cgroup()."""
+        self._folder = folder
+        self._limit, self._peak = (
+            ("memory.max", "memory.peak")
+            if version == 2
+            else ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        )
+
+    def limit(self, n_bytes: int) -> None:
+        """Set what its processes may have together."""
+        (self._folder / self._limit).write_text(str(n_bytes))
+
+    def enter(self) -> None:
+        """Put the process that calls into it; for a child, before its program begins."""
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def peak_bytes(self) -> int:
+        """Return the most that its processes had; 0 where the kernel does not tell (cgroup v2 before Linux 5.19)."""
+        file = self._folder / self._peak
+        return int(file.read_text()) if file.exists() else 0
+
+
+@contextlib.contextmanager
+def memory_cgroup() -> Iterator[MemoryCgroup]:
+    """Make a cgroup that can limit memory.
+
+    Raises:
+        UnsupportedError: This system has none, or this process may not make one.
+    """
+    problem = "this system has none"
+    for version, parent in cgroup_folders(Path("/"), "memory"):
+        folder = parent / f"qwen-edge-{os.getpid()}-{time.monotonic_ns()}"
+        cgroup = MemoryCgroup(folder, version)
+        try:
+            folder.mkdir()
+            cgroup.limit(1 << 50)  # of version 2 only below a cgroup that hands this controller on
+            break
+        except OSError as error:
+            problem = str(error)
+            _remove(folder)
+    else:
+        raise UnsupportedError(
+            f"no cgroup with a limit of memory can be made here: {problem}",
+            hint="It takes Linux and the rights for it: run as root, or with systemd: "
+            "systemd-run --user --scope -p Delegate=yes python -m qwen_edge.bench.memory_limit …",
+        )
+    try:
+        yield cgroup
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(50):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                folder.rmdir()
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                time.sleep(0.1)  # the kernel is still taking leave of a process that ended
+                continue
+        return
+
+
+@contextlib.contextmanager
+def _taken(n_bytes: int, cgroup: MemoryCgroup) -> Iterator[None]:
+    """Hold memory in a second process of the cgroup."""
+    if not n_bytes:
+        yield
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", _TAKER, str(n_bytes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=cgroup.enter,
+    ) as process:
+        assert process.stdout is not None, "Bug: its output is a pipe"
+        process.stdout.readline()
+        yield
+        process.communicate()
+
+
+def try_limit(path: Path, config: LoadConfig, limit_bytes: int, *, taken_bytes: int = 0) -> dict[str, Any]:
+    """Return what became of a model under a limit.
+
+    Args:
+        path: A GGUF file or an exported folder.
+        config: How it is loaded; n_ctx may be automatic.
+        limit_bytes: Of the cgroup.
+        taken_bytes: Held in it by another process.
+
+    Returns:
+        "outcome": "ran", "refused", "killed" or "failed"; "n_ctx" that was filled, "peak_bytes" of the process,
+        "cgroup_peak_bytes" of both, and what was said ("said").
+
+    Raises:
+        UnsupportedError: As memory_cgroup().
+    """
+    with memory_cgroup() as cgroup:
+        cgroup.limit(limit_bytes)
+        with _taken(taken_bytes, cgroup):
+            outcome = run_cell(path, config, enter=cgroup.enter)
+        peak_bytes = cgroup.peak_bytes()
+    word = "refused" if outcome.refusal else "ran"
+    if outcome.exit_code != 0:
+        word = "killed" if outcome.exit_code < 0 else "failed"
+    return {
+        "outcome": word,
+        "n_ctx": outcome.n_ctx,
+        "peak_bytes": outcome.peak_bytes,
+        "cgroup_peak_bytes": peak_bytes,
+        "said": outcome.refusal or ("" if word == "ran" else outcome.stderr),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try each share, print one JSON line for it; the exit code is 1 where a process was killed or failed."""
+    parser = argparse.ArgumentParser(prog="python -m qwen_edge.bench.memory_limit", description=__doc__)
+    parser.add_argument("path", type=Path, help="a GGUF file, or a folder exported to ONNX")
+    parser.add_argument("--n-ctx", default="2048", help="tokens, or auto")
+    parser.add_argument("--load-mode", choices=["read", "mmap"], default="read")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the predicted peak")
+    parser.add_argument("--taken", type=int, default=0, help="bytes that another process takes of the limit")
+    options = parser.parse_args(argv)
+    config = LoadConfig(
+        n_ctx=AUTO_N_CTX if options.n_ctx == "auto" else int(options.n_ctx),
+        load_mode=options.load_mode,
+        n_threads=device.usable_cores(),
+        safe_kernels=False,
+        prefix_cache=False,
+    )
+    basis = replace(config, n_ctx=_AUTO_BASIS) if config.n_ctx == AUTO_N_CTX else config
+    need = predict(options.path, basis)
+    is_sound = True
+    for share in options.shares:
+        limit_bytes = int(share * need.total_bytes)
+        found = try_limit(options.path, config, limit_bytes, taken_bytes=options.taken)
+        is_sound &= found["outcome"] in ("ran", "refused")
+        row = {"file": options.path.name, "load_mode": config.load_mode, "share": share} | {
+            "limit_bytes": limit_bytes,
+            "predicted_bytes": need.total_bytes,
+            "wanted_bytes": need.wanted_bytes,
+        }
+        sys.stdout.write(json.dumps(row | found) + "\n")
+        sys.stdout.flush()
+    return 0 if is_sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
