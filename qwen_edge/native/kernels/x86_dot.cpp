@@ -4,7 +4,8 @@
 //
 // llama.cpp's kernels convert two half-precision scales for each block of 32, one at a time, and that is most of their
 // instructions. Here the scales of eight blocks are converted together. Q6_K works on 512 bits.
-// Integer sums are exact; float sums are made in another order than llama.cpp's, so the last bits differ.
+// Integer sums are exact, and the float operations after them are those of llama.cpp's own AVX2 kernels in the same
+// order: the results agree bit for bit.
 //
 // Compiled into ggml-cpu in place of the functions of the same name, which stay in the library as NAME_upstream.
 // Source of the layouts: ggml/src/ggml-common.h, and dequantize_row_* in ggml/src/ggml-quants.c.
@@ -100,24 +101,21 @@ inline float dot_blocks_of_32(int n, const void * vx, const void * vy) {
     const int n_blocks = n / QK8_0;
     const Block * x = (const Block *) vx;
     const block_q8_0 * y = (const block_q8_0 *) vy;
-    __m256 even = _mm256_setzero_ps();
-    __m256 odd = _mm256_setzero_ps();
+    __m256 result = _mm256_setzero_ps();
     int b = 0;
     for (; b + kTogether <= n_blocks; b += kTogether) {
         prefetch(x + b, kTogether * (int) sizeof(Block));
         alignas(32) float scale[kTogether];
         _mm256_store_ps(scale, _mm256_mul_ps(eight_scales(x + b), eight_scales(y + b)));
-        for (int i = 0; i < kTogether; i += 2) {
-            even = _mm256_fmadd_ps(_mm256_set1_ps(scale[i]), products(levels(x[b + i]), levels(y[b + i])), even);
-            odd = _mm256_fmadd_ps(
-                _mm256_set1_ps(scale[i + 1]), products(levels(x[b + i + 1]), levels(y[b + i + 1])), odd);
+        for (int i = 0; i < kTogether; i++) {
+            result = _mm256_fmadd_ps(_mm256_set1_ps(scale[i]), products(levels(x[b + i]), levels(y[b + i])), result);
         }
     }
     for (; b < n_blocks; b++) {
         const __m256 scale = _mm256_set1_ps(_cvtsh_ss(x[b].d) * _cvtsh_ss(y[b].d));
-        even = _mm256_fmadd_ps(scale, products(levels(x[b]), levels(y[b])), even);
+        result = _mm256_fmadd_ps(scale, products(levels(x[b]), levels(y[b])), result);
     }
-    return sum(_mm256_add_ps(even, odd));
+    return sum(result);
 }
 
 }  // namespace
@@ -155,7 +153,7 @@ extern "C" void ggml_vec_dot_q6_K_q8_K(DOT_ARGUMENTS) {
         const __m512i left = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
         const __m512i right = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(2), 1);
         const __m512i four_each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-        __m512 result = _mm512_setzero_ps();
+        __m256 result = _mm256_setzero_ps();
         for (int b = 0; b < n / QK_K; b++) {
             prefetch(x + b, sizeof(block_q6_K));
             const __m128i scales = _mm_loadu_si128((const __m128i *) x[b].scales);
@@ -183,10 +181,11 @@ extern "C" void ggml_vec_dot_q6_K_q8_K(DOT_ARGUMENTS) {
                 total = _mm512_dpwssd_epi32(
                     total, q, _mm512_permutexvar_epi32(_mm512_add_epi32(which, _mm512_set1_epi32(4)), scales_32));
             }
-            const float scale = _cvtsh_ss(x[b].d) * y[b].d;
-            result = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(scale), result);
+            const __m256i sums = _mm256_add_epi32(_mm512_castsi512_si256(total), _mm512_extracti64x4_epi64(total, 1));
+            const __m256 scale = _mm256_set1_ps(_cvtsh_ss(x[b].d) * y[b].d);
+            result = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums), result);
         }
-        *s = sum(_mm256_add_ps(_mm512_castps512_ps256(result), _mm512_extractf32x8_ps(result, 1)));
+        *s = sum(result);
         return;
     }
 #endif

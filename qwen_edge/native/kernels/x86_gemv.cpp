@@ -4,7 +4,7 @@
 // bytes of each row in turn. One byte holds two levels of one row, 16 (Q4_0, IQ4_NL) or 32 (Q4_K) positions apart.
 // Levels are taken as unsigned bytes here, which is what the multiply instructions want, and what that adds to a row,
 // a constant times the sum of the activations, is subtracted. Integer sums are exact; the float operations after them
-// are those of llama.cpp's own kernels in the same order, so Q4_0 and IQ4_NL agree with those bit for bit.
+// are those of llama.cpp's own AVX2 kernels in the same order: the results agree bit for bit.
 //
 // Compiled into ggml-cpu in place of the functions of the same name, which stay in the library as NAME_upstream.
 // Source of the layouts: ggml/src/ggml-cpu/repack.h, and make_block_*x8 in repack.cpp.
