@@ -30,7 +30,7 @@ def command(print_plan: bool, force: bool, jobs: int | None, output_format: str)
 
     It goes into the cache of qwen-edge, where every environment finds it; nothing is installed. Run again, it says
     that it is there; after an interruption it goes on where it stopped. CXX, CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS
-    are honoured.
+    are honoured. QWEN_EDGE_KERNELS=0 builds llama.cpp without qwen-edge's own kernels for decode.
     """
     from qwen_edge.native import build
 

@@ -118,11 +118,12 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
     else:
         used = [title for title, said, has in INSTRUCTION_SETS if has in situation.cpu.features]
         known = f" ({listed(used)})" if used and info else ""
+        own = f", with {len(build.kernels)} kernels of qwen-edge's own for decode" if build.kernels else ""
         yield Check(
             group=GROUP,
             name="features",
             status="ok" if info else "note",
-            found=f"built for what this CPU has{known}"
+            found=f"built for what this CPU has{known}{own}"
             if info
             else "the library does not tell what it was built for",
         )

@@ -52,6 +52,7 @@ from qwen_edge.native.builds import (
     is_whole,
     read_record,
 )
+from qwen_edge.native.own_kernels import CMAKE_FILE
 
 Say = Callable[[str], None]
 
@@ -168,7 +169,7 @@ def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say)
     if outcome.exit_code != 0:
         raise failure(f"building {_PROJECT} {plan.version}", outcome, log, say)
     seconds = time.monotonic() - started
-    _install(plan, work, entry, {"seconds": round(seconds, 1), "jobs": n_jobs})
+    _install(work, entry, {"seconds": round(seconds, 1), "jobs": n_jobs})
     say(f"built in {seconds:.0f} s: {entry}")
 
 
@@ -216,11 +217,13 @@ def _fetch_source(
     part.rename(source)
 
 
-def _install(plan: BuildPlan, work: Path, entry: Path, facts: dict[str, Any]) -> None:
+def _install(work: Path, entry: Path, facts: dict[str, Any]) -> None:
     """Make the entry of a wheel, whole or not at all, and remove the work folder."""
     new = work / "entry"
     unpack(next((work / "wheel").glob("*.whl")), new)
-    record = {**plan.build_facts(), **facts, "package_bytes": folder_bytes(new / PACKAGE)}
+    # Not the plan's own: CMake has told there which kernels are in.
+    built = json.loads((work / FACTS_FILE).read_text())
+    record = {**built, **facts, "package_bytes": folder_bytes(new / PACKAGE)}
     (new / "build.json").write_text(json.dumps(record, indent=2) + "\n")
     for path in new.rglob("*"):
         if path.is_file():
@@ -256,6 +259,7 @@ def build_environment(plan: BuildPlan, work: Path, jobs: int | None) -> dict[str
     arguments = [
         f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={include}",
         f"-DQWEN_EDGE_BUILD_FACTS={facts}",
+        *([f"-DQWEN_EDGE_KERNELS_FILE={CMAKE_FILE}"] if plan.kernels else []),
         *plan.cmake_args,
     ]
     env = {

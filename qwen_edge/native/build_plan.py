@@ -21,17 +21,21 @@ from typing import Any
 
 from qwen_edge.device.cpuinfo import cpuinfo_fields, output_of, sysctl_fields
 from qwen_edge.errors import ConfigError, NativeError
+from qwen_edge.native import own_kernels
 
 # Environment variables of the user that reach CMake and change what is built.
 HONOURED = ("CMAKE_ARGS", "CFLAGS", "CXXFLAGS", "LDFLAGS")
 
 # CMake reads this file right after `project(llama_cpp)` of llama-cpp-python. An option cannot do the first line: the
 # package forces llama.cpp's `common` on, which only the command-line tools and mtmd need. The second line puts the
-# facts of the build inside the wheel, so that they come and go with it.
+# facts of the build inside the wheel, so that they come and go with it. The third adds our own kernels, where wanted.
 # Source: cmake-variables(7), CMAKE_PROJECT_<PROJECT-NAME>_INCLUDE.
 CMAKE_INCLUDE = """\
 set(LLAMA_BUILD_COMMON OFF)
 install(FILES "${QWEN_EDGE_BUILD_FACTS}" DESTINATION "${SKBUILD_PLATLIB_DIR}/llama_cpp")
+if(QWEN_EDGE_KERNELS_FILE)
+  include("${QWEN_EDGE_KERNELS_FILE}")
+endif()
 """
 
 # What is asked answers at once; a compiler behind a wrapper may start slowly.
@@ -151,6 +155,11 @@ RULES = (
 )
 
 
+KERNELS_REASON = (
+    "kernels of qwen-edge's own for decode, used with AVX2 and later (QWEN_EDGE_KERNELS=0 leaves them out)"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPlan:
     """Everything that decides what the wheel contains.
@@ -162,6 +171,7 @@ class BuildPlan:
         compiler: What builds it.
         cmake_args: Arguments of CMake, the user's last.
         compile_flags: CFLAGS, CXXFLAGS and LDFLAGS, the user's last; only those that are set.
+        kernels: Digest of our own kernels, "" for a build without them.
         reasons: One line for each decision.
     """
 
@@ -171,6 +181,7 @@ class BuildPlan:
     compiler: Compiler
     cmake_args: tuple[str, ...]
     compile_flags: Mapping[str, str]
+    kernels: str
     reasons: tuple[str, ...]
 
     @property
@@ -203,13 +214,16 @@ def plan_build(
     Args:
         cpu: See `detect_cpu`.
         compiler: See `detect_compiler`.
-        env: Environment; CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS are appended to what the rules give.
+        env: Environment; CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS are appended to what the rules give, and
+            QWEN_EDGE_KERNELS=0 leaves our own kernels out.
         version: Version of llama-cpp-python.
         target: Platform of the wheel; None for this one.
 
     Raises:
-        ConfigError: The user's CMAKE_ARGS would hide a flag that keeps the library from crashing.
+        ConfigError: The user's CMAKE_ARGS would hide a flag that keeps the library from crashing, or QWEN_EDGE_KERNELS
+            is neither 0 nor 1.
     """
+    has_kernels = own_kernels.wants_kernels(cpu.architecture, env)
     rules = [rule for rule in RULES if rule.applies(cpu, compiler)]
     cxxflags = [flag for rule in rules for flag in rule.cxxflags]
     users = {name: env[name].strip() for name in HONOURED if env.get(name, "").strip()}
@@ -233,8 +247,10 @@ def plan_build(
             *users_args,
         ),
         compile_flags=compile_flags,
+        kernels=own_kernels.kernels_digest() if has_kernels else "",
         reasons=(
             *(rule.reason for rule in rules),
+            *([KERNELS_REASON] if has_kernels else []),
             *(f"{name}={value}: from your environment" for name, value in users.items()),
         ),
     )

@@ -44,6 +44,7 @@ class Build:
         flags: Arguments of CMake and compiler flags; None unknown.
         compiler: First line of the compiler's `--version`; None unknown.
         target: Platform with its C library, as in "linux-x86_64-glibc2.36"; None unknown.
+        kernels: Functions of llama.cpp that kernels of ours replace; () none, or unknown.
     """
 
     origin: Origin
@@ -55,6 +56,7 @@ class Build:
     flags: str | None
     compiler: str | None
     target: str | None
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,7 @@ def _from_facts(
         flags=text("flags"),
         compiler=text("compiler"),
         target=text("target"),
+        kernels=tuple((text("kernels") or "").split()),
     )
 
 

@@ -213,7 +213,11 @@ def build_facts() -> dict[str, Any]:
         "flags": build.flags if build else None,
         "compiler": build.compiler if build else None,
     }
-    return {**facts, "key": build.key} if build and build.key else facts
+    if build and build.key:
+        facts["key"] = build.key
+    if build and build.kernels:
+        facts["kernels"] = list(build.kernels)
+    return facts
 
 
 def system_info() -> str:

@@ -82,11 +82,16 @@ def test_every_module_of_the_tree_is_in_the_wheel_and_in_the_source_distribution
     }
     [wheel] = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packaged = {name for name in archive.namelist() if name.endswith(".py")}
+        everything = set(archive.namelist())
+    packaged = {name for name in everything if name.endswith(".py")}
     assert packaged == tracked
+    kernels = {str(file.relative_to(ROOT)) for file in (ROOT / "qwen_edge/native/kernels").iterdir()}
+    assert kernels
+    assert kernels <= everything, "setup compiles them"
     [source] = distributions.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert kernels <= names
     assert {"Makefile", "examples/chat.py", "examples/tiny-qwen3/config.json", "tests/conftest.py"} <= names
 
 

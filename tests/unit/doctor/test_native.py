@@ -49,6 +49,7 @@ def build_in(library: Path, origin: Origin = "environment", **facts: Any) -> Bui
         "flags": None,
         "compiler": None,
         "target": None,
+        "kernels": (),
     }
     return Build(origin=origin, package=library, library=library, **(known | facts))
 
@@ -137,6 +138,12 @@ def test_a_build_for_this_cpu(library: Path) -> None:
         "ok",
         "built for what this CPU has (AMX, AVX-512, AVX-512 VNNI, AVX2 and FMA)",
     )
+
+
+def test_own_kernels_are_mentioned(library: Path) -> None:
+    build = build_in(library, kernels=("ggml_a", "ggml_b"))
+    found = only(native.check_features(situation(build), tried(Q4_0=None))).found
+    assert found.endswith(", with 2 kernels of qwen-edge's own for decode")
 
 
 def test_without_a_word_of_the_library_its_flags_speak(library: Path) -> None:

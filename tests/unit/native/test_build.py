@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from qwen_edge.errors import NativeError
-from qwen_edge.native import build, build_needs, builds
+from qwen_edge.native import build, build_needs, builds, own_kernels
 from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
 
 ROOT = Path(__file__).parents[3]
@@ -44,6 +44,8 @@ objects = pathlib.Path(next(a for a in sys.argv if "build-dir=" in a).partition(
 assert (source / "CMakeLists.txt").is_file()
 objects.mkdir(exist_ok=True)
 print("  [1/2] cc -c one.c", flush=True)
+facts = pathlib.Path(os.environ["CMAKE_ARGS"].partition("QWEN_EDGE_BUILD_FACTS=")[2].partition("'")[0])
+facts.write_text(facts.read_text().replace('"key"', '"kernels": "ggml_a ggml_b", "key"', 1))
 print("CMAKE_ARGS=" + os.environ["CMAKE_ARGS"], "CXXFLAGS=" + os.environ.get("CXXFLAGS", ""), flush=True)
 if (objects / "damaged").exists():
     sys.exit("ld: one.o: file format not recognized")
@@ -114,6 +116,7 @@ def test_a_build_is_made_once(run: Run, plan: BuildPlan, folder: Path, calls: Pa
     assert _commands(calls) == ["download", "wheel", "compiling"]
     record = json.loads((folder / plan.key / "build.json").read_text())
     assert record["compiler"] == "c++ (Debian) 12.2.0"
+    assert made.kernels == ("ggml_a", "ggml_b"), "as CMake told"
     assert record["flags"].endswith("CXXFLAGS=-fno-tree-dse -fno-dse")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [plan.key, f"{plan.key}.log", f"{plan.key}.lock"]
@@ -127,6 +130,8 @@ def test_the_compiler_gets_the_flags(run: Run, plan: BuildPlan, folder: Path) ->
     assert "-DGGML_NATIVE=ON" in log
     assert "CXXFLAGS=-fno-tree-dse -fno-dse" in log
     assert "'-DCMAKE_PROJECT_llama_cpp_INCLUDE=" in log, "a folder with a space in its name is quoted"
+    assert f"-DQWEN_EDGE_KERNELS_FILE={own_kernels.CMAKE_FILE}" in log
+    assert own_kernels.CMAKE_FILE.is_file()
 
 
 def test_a_build_that_is_asked_for_again_becomes_the_newest(run: Run, plan: BuildPlan, folder: Path) -> None:

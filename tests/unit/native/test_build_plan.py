@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.native import build_plan
+from qwen_edge.native import build_plan, own_kernels
 from qwen_edge.native.build_plan import Cpu, plan_build
 
 SAPPHIRE_RAPIDS = """\
@@ -166,9 +168,32 @@ def test_the_key_changes_with_what_changes_the_wheel() -> None:
         _plan(env={"CMAKE_ARGS": "-DGGML_OPENMP=OFF"}),
         _plan(version="0.3.37"),
         _plan(target="linux-x86_64-glibc2.31"),
+        _plan(env={"QWEN_EDGE_KERNELS": "0"}),
     ]
     assert len({plan.key for plan in plans}) == len(plans)
     assert all(re.fullmatch("[0-9a-f]{16}", plan.key) for plan in plans)
+
+
+def test_the_key_changes_with_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = _plan().key
+    shutil.copytree(own_kernels.KERNELS_FOLDER, tmp_path / "kernels")
+    monkeypatch.setattr(own_kernels, "KERNELS_FOLDER", tmp_path / "kernels")
+    assert _plan().key == before
+    with (tmp_path / "kernels" / "x86_dot.cpp").open("a") as source:
+        source.write("// another comment\n")
+    assert _plan().key != before
+
+
+def test_own_kernels_are_for_x86_and_can_be_left_out() -> None:
+    assert _plan().kernels
+    assert any("QWEN_EDGE_KERNELS=0" in reason for reason in _plan().reasons)
+    assert not _plan(env={"QWEN_EDGE_KERNELS": "0"}).kernels
+    compiler = build_plan.parse_compiler("c++", GCC_14)
+    board = plan_build(_cpu(RASPBERRY_PI_5, "aarch64"), compiler, {}, version="0.3.36")
+    assert not board.kernels
+    assert not any("KERNELS" in reason for reason in board.reasons)
+    with pytest.raises(ConfigError, match="QWEN_EDGE_KERNELS=0 builds"):
+        _plan(env={"QWEN_EDGE_KERNELS": "no"})
 
 
 def test_the_key_stays_with_what_does_not() -> None:

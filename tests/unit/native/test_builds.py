@@ -112,6 +112,13 @@ def test_the_facts_of_a_build_are_those_of_its_record(folder: Path) -> None:
     assert len(library.library_fingerprint()) == 16
 
 
+def test_the_kernels_of_a_build_are_those_that_cmake_told(folder: Path) -> None:
+    record = _make(folder, "a", "avx2").parent / "build.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "kernels": "ggml_a ggml_b"}))
+    assert [build.kernels for build in builds.find_builds()] == [("ggml_a", "ggml_b")]
+    assert library.build_facts()["kernels"] == ["ggml_a", "ggml_b"]
+
+
 def test_most_features_come_first_then_the_newest(folder: Path) -> None:
     _make(folder, "few", "avx")
     _make(folder, "old", "avx", "avx2", age_s=200)
