@@ -119,9 +119,9 @@ class LoadConfig:
             ONNX Runtime. kv_type, flash_attention, load_mode, safe_kernels and adapters are llama.cpp's: an ONNX model
             has its KV cache in F32, and refuses the others.
         speculation: "prompt_lookup" evaluates several tokens of a reply at once where the text repeats itself, and where
-            that is measured to be faster; "draft" has draft_model guess them. See qwen_edge.speculation. Calls of several
-            tokens round differently, unless flash attention is on: where two tokens are nearly as likely the reply may go
-            on with the other one. With n_sessions above 1 it stays off.
+            that is measured to be faster; "draft" has draft_model guess them. Each token is still the model's own choice,
+            but calls of several tokens round differently: where two are nearly as likely it may be the other one. See
+            qwen_edge.speculation. With n_sessions above 1 it stays off.
         draft_model: A small model with the same vocabulary, a file or a name; it is loaded beside the model and makes
             speculation "draft".
         chat_template: None takes the one in the model file, "chatml" the plain form that Qwen's models share (no tools, no

@@ -7,8 +7,12 @@
                             drawn from those behind d: x        another one: e and f are cut out of the KV cache
 
 The decode loop draws every token itself, from logits that the model computed for just that text; all that changes is how
-many tokens one call took. So sampling, penalties, grammars, limits and endings are those of the loop without it. Calls of
-several tokens may round differently from calls of one (see generation._without_lone_tokens).
+many tokens one call took. So sampling, penalties, grammars, limits and endings are those of the loop without it.
+
+What it cannot promise is the last digits. llama.cpp multiplies with the keys and values of one token by another kernel than
+with those of several; on Qwen2.5-0.5B that moves the distance of the two best logits by 0.05 (median) and at most 0.5, and
+1 token in 100 of a reply is that near to another one. There the text may go on differently, as it may with another build.
+With flash attention logits were equal to the bit: in calls of any length with AMX, of up to 3 tokens without.
 
 It is meant never to lose: see speculation_gain.py.
 
