@@ -5,8 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Protocol
 
-from qwen_edge.engines.base import Context
+
+class Cancellable(Protocol):
+    """What evaluates a reply: a context, or what holds one."""
+
+    def cancel(self) -> None:
+        """End the evaluation in flight, and later ones."""
+
+    def clear_cancel(self) -> None:
+        """Forget an earlier cancel()."""
 
 
 class Cancellation:
@@ -18,7 +27,7 @@ class Cancellation:
     def __init__(self) -> None:
         # Reentrant: a signal handler may cancel while this thread is inside.
         self._lock = threading.RLock()
-        self._context: Context | None = None
+        self._context: Cancellable | None = None
         self._is_cancelled = False
 
     @property
@@ -34,7 +43,7 @@ class Cancellation:
                 self._context.cancel()
 
     @contextlib.contextmanager
-    def watching(self, context: Context, timeout_s: float | None = None) -> Iterator[None]:
+    def watching(self, context: Cancellable, timeout_s: float | None = None) -> Iterator[None]:
         """Let cancel() reach a context while the block runs.
 
         Args:

@@ -19,6 +19,8 @@ QUANTIZED_KV_TYPES = ("q8_0", "q4_0")
 Switch = Literal["on", "off"]
 Affinity = Literal["none", "cores"]
 ThinkingMode = Literal["on", "off", "auto"]
+SpeculationMode = Literal["off", "prompt_lookup", "draft"]
+SPECULATION_MODES: tuple[SpeculationMode, ...] = get_args(SpeculationMode)
 
 DEFAULT_N_CTX = 4096
 # What n_ctx="auto" becomes: load() puts the largest context that fits in its place.
@@ -122,6 +124,12 @@ class LoadConfig:
         provider: Where an ONNX model runs: "cpu", "openvino", or the name of another execution provider of the installed
             ONNX Runtime. kv_type, flash_attention, load_mode, safe_kernels and adapters are llama.cpp's: an ONNX model
             has its KV cache in F32, and refuses the others.
+        speculation: "prompt_lookup" evaluates several tokens of a reply at once where the text repeats itself, and where
+            that is measured to be faster; "draft" has draft_model guess them. Each token is still the model's own choice,
+            but calls of several tokens round differently: where two are nearly as likely it may be the other one. See
+            qwen_edge.speculation. With n_sessions above 1 it stays off.
+        draft_model: A small model with the same vocabulary, a file or a name; it is loaded beside the model and makes
+            speculation "draft".
         chat_template: None takes the one in the model file, "chatml" the plain form that Qwen's models share (no tools, no
             switch for thinking); anything else is Jinja source.
         tuned: Take what `qwen-edge tune` found for this file, machine and build, for the settings that are not asked for:
@@ -141,10 +149,13 @@ class LoadConfig:
     adapters: tuple[AdapterConfig, ...] = ()
     prefix_cache: bool = True
     provider: str = "cpu"
+    speculation: SpeculationMode = "off"
+    draft_model: Path | None = None
     chat_template: str | None = None
     tuned: bool = True
 
     def __post_init__(self) -> None:
+        self._check_speculation()
         object.__setattr__(self, "adapters", adapter_configs(self.adapters))
         asked: object = self.n_ctx
         if asked == "auto":
@@ -163,6 +174,22 @@ class LoadConfig:
         if self.kv_type in QUANTIZED_KV_TYPES and self.flash_attention == "off":
             raise ConfigError(
                 f"kv_type {self.kv_type!r} needs flash attention", hint='Add flash_attention="on".'
+            )
+
+    def _check_speculation(self) -> None:
+        _check_choice("speculation", self.speculation, SPECULATION_MODES)
+        if self.draft_model is not None:
+            object.__setattr__(self, "draft_model", Path(self.draft_model))
+            if self.speculation == "prompt_lookup":
+                raise ConfigError(
+                    "speculation is 'prompt_lookup', and a draft_model is given too",
+                    hint="Take one of the two.",
+                )
+            object.__setattr__(self, "speculation", "draft")
+        elif self.speculation == "draft":
+            raise ConfigError(
+                "speculation 'draft' needs a draft model",
+                hint='Add draft_model="qwen3-0.6b", or the path of a file.',
             )
 
 

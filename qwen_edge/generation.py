@@ -24,6 +24,7 @@ from qwen_edge.engines.base import Context, Engine
 from qwen_edge.errors import CancelledError, ContextOverflowError
 from qwen_edge.logits import check_are_numbers
 from qwen_edge.logprobs import token_logprob
+from qwen_edge.speculation import Speculation
 from qwen_edge.types import (
     Chunk,
     FinishReason,
@@ -81,8 +82,15 @@ class GenerationRequest:
 class TokenCache:
     """An engine's context and the list of tokens in it."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, speculation: Speculation | None = None) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            context: The cache.
+            speculation: Evaluates tokens of replies ahead; None evaluates one after the other.
+        """
         self.context = context
+        self.speculation = speculation
         self._tokens: list[int] = []
 
     @property
@@ -147,12 +155,43 @@ class TokenCache:
                 checkpoint.reached(meter.prefill_seconds() * pause / (pause - cached))
         meter.end_prefill()
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Evaluate tokens of the reply behind the others; none is fine."""
+    def append(self, tokens: Sequence[int], most_ahead: int) -> None:
+        """Evaluate tokens of the reply behind the others; none is fine.
+
+        Args:
+            tokens: The token drawn last, those that close a thought, both or none.
+            most_ahead: Tokens of the reply behind the next one.
+        """
+        if self.speculation is not None:
+            if len(tokens) == 1:
+                self.speculation.step(tokens[0], most_ahead)
+                self._tokens += tokens
+                return
+            if tokens:
+                self.speculation.settle()
+                self.speculation.extend(tokens)
         for start in range(0, len(tokens), self.context.n_batch):
             part = tokens[start : start + self.context.n_batch]
             self.context.append(part, wants_logits=start + len(part) == len(tokens))
             self._tokens += part
+
+    def cancel(self) -> None:
+        """End the evaluation in flight, and later ones. Callable from any thread."""
+        self.context.cancel()
+        if self.speculation is not None:
+            self.speculation.cancel()
+
+    def clear_cancel(self) -> None:
+        """Forget an earlier cancel()."""
+        self.context.clear_cancel()
+        if self.speculation is not None:
+            self.speculation.clear_cancel()
+
+    def close(self) -> None:
+        """Free the cache, after the call in flight. Any number of times."""
+        self.context.close()
+        if self.speculation is not None:
+            self.speculation.close()
 
 
 class Meter:
@@ -167,6 +206,7 @@ class Meter:
         self._thought_cut: ThoughtCut | None = None
         self.prefix_cache: PrefixCacheUse = "off"
         self.prefix_saved_s = 0.0
+        self.speculation: Speculation | None = None
 
     def start_prefill(self, *, prompt_tokens: int, cached_tokens: int) -> None:
         """Note what is about to be evaluated."""
@@ -209,6 +249,9 @@ class Meter:
             thought_cut=self._thought_cut,
             prefix_cache=self.prefix_cache,
             prefix_saved_s=self.prefix_saved_s,
+            proposed_tokens=self.speculation.proposed_tokens if self.speculation else 0,
+            accepted_tokens=self.speculation.accepted_tokens if self.speculation else 0,
+            speculation=self.speculation.use if self.speculation else "off",
         )
 
 
@@ -274,6 +317,9 @@ def generate(
             budget = min(budget, request.max_tokens)
         guard = ReplyGuard(request.thinking, limit=budget, tokenize=engine.tokenize)
         guide = request.guide
+        if (speculation := cache.speculation) is not None:
+            meter.speculation = speculation
+            speculation.begin(request.tokens)
 
         def is_thinking() -> bool:
             return parser.state == "thinking" and not (guide is not None and guide.is_answering)
@@ -283,7 +329,7 @@ def generate(
             closing = guard.closing(thinking=is_thinking())
             meter.count_closing(len(closing), guard.cut)
             yield from parser.feed(decoder.decode(b"".join(map(engine.token_bytes, closing))))
-            cache.append((*unread, *closing))
+            cache.append((*unread, *closing), budget - meter.generated_tokens - meter.closing_tokens - 1)
             # Before sampling, which may change them.
             logits = context.logits() if request.logprobs is not None else None
             constraint = None if guide is None else guide.constraint_for(parser)
@@ -325,6 +371,8 @@ def generate(
     except CancelledError:
         pass  # asked for: the reply ends here, and says so
     finally:
+        if cache.speculation is not None:
+            cache.speculation.end()
         parser.finish()
         outcome.reply = Reply(
             parser.text,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,16 +19,17 @@ from qwen_edge import embedding, hub, session_file
 from qwen_edge.async_call import call_in_thread
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import LoadConfig, SpeculationMode
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.errors import ClosedError, InsufficientMemoryError, TemplateError
+from qwen_edge.errors import ClosedError, ConfigError, InsufficientMemoryError, QwenEdgeError
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.memory_check import require_memory
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
 from qwen_edge.prefix_turn import Prewarmed
 from qwen_edge.session import Session
+from qwen_edge.speculation_draft import check_same_vocabulary
 from qwen_edge.tuned import apply_tuned
 
 _log = logging.getLogger(__name__)
@@ -40,21 +41,30 @@ class Model:
     close() closes the sessions first, waits for a call in flight, and may be called any number of times.
     """
 
-    def __init__(self, engine: Engine, chat_template: str | None = None) -> None:
+    def __init__(
+        self, engine: Engine, chat_template: str | None = None, *, draft: Engine | None = None
+    ) -> None:
         """Take over an engine; load() makes one from a file.
 
         Args:
             engine: Closed with the model, or at once when its template does not compile.
             chat_template: As in LoadConfig.
+            draft: A small model that proposes tokens of replies; closed with the model.
 
         Raises:
             TemplateError: The template does not compile.
+            ConfigError: The draft model has another vocabulary.
         """
         self._engine: Engine | None = engine
+        self._draft = draft
         try:
             self._template = _template(engine.info, chat_template)
-        except TemplateError:
+            if draft is not None:
+                check_same_vocabulary(engine, draft)
+        except QwenEdgeError:
             engine.close()
+            if draft is not None:
+                draft.close()
             raise
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()  # of the set: threads may begin and close sessions at once
@@ -92,6 +102,7 @@ class Model:
         constrained_calls: bool = True,
         on_overflow: OverflowMode = "error",
         on_drop: OnDrop | None = None,
+        speculation: SpeculationMode | None = None,
     ) -> Session:
         """Begin a conversation with a KV cache of its own.
 
@@ -106,24 +117,36 @@ class Model:
                 whole ones, until the prompt fills half the context; "summarise" does too, and the model's own summary of
                 them takes their place. The system message and the tools stay.
             on_drop: Is told the messages that were taken out, each time. Without it a TurnsDroppedWarning is given.
+            speculation: As in LoadConfig, for this session; None as the model was loaded.
 
         Raises:
             NativeError: No memory for the KV cache.
             UnsupportedError: Tools, and the template has no place for them.
-            ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three.
+            ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three; no draft
+                model was loaded, and speculation is "draft".
         """
         policy = OverflowPolicy(mode=on_overflow, on_drop=on_drop)
         return self._new_session(
-            system=system, tools=tools, constrained_calls=constrained_calls, overflow_policy=policy
+            speculation,
+            system=system,
+            tools=tools,
+            constrained_calls=constrained_calls,
+            overflow_policy=policy,
         )
 
-    def _new_session(self, **settings: Any) -> Session:
+    def _new_session(self, speculation: SpeculationMode | None = None, **settings: Any) -> Session:
+        if speculation is None:
+            speculation = self.info.settings.get("speculation", "off")
+        if speculation == "draft" and self._draft is None:
+            raise ConfigError("the model was loaded without a draft model", hint="load(..., draft_model=...)")
         session = Session(
             self.engine,
             self._template,
             on_close=self._forget,
             prefix_store=self._prefix_store,
             new_session=self._new_session,
+            speculation=speculation,
+            draft=self._draft if speculation == "draft" else None,
             **settings,
         )
         with self._lock:
@@ -284,6 +307,8 @@ class Model:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Self:
         return self
@@ -310,12 +335,15 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
             another model.
         NativeMissingError: llama.cpp is not built here.
         MissingExtraError: onnxruntime is not installed, for an ONNX folder.
-        InsufficientMemoryError: It does not fit in the memory that is free, with its context full.
+        InsufficientMemoryError: It does not fit in the memory that is free, with its context full; or its draft model
+            does not fit beside it.
     """
     config = _merge(config or LoadConfig(), settings)
     path = hub.locate(name_or_path)
     _log.debug("loading %s", path)
-    model = Model(_tuned_engine(path, config, settings), config.chat_template)
+    engine = _tuned_engine(path, config, settings)
+    draft = _draft_engine(engine, config) if config.draft_model is not None else None
+    model = Model(engine, config.chat_template, draft=draft)
     info = model.info
     _log.debug(
         "loaded by %s: %s, %d weights, %s", info.engine, info.architecture, info.n_params, info.settings
@@ -352,13 +380,34 @@ def _engine(path: Path, config: LoadConfig) -> Engine:
     return LlamaEngine(path, config)
 
 
-def _merge(config: LoadConfig, settings: Mapping[str, Any]) -> LoadConfig:
-    from qwen_edge.errors import ConfigError
+def _draft_engine(engine: Engine, config: LoadConfig) -> Engine:
+    """Load the draft model beside a model that is there already, with a context of the same length."""
+    assert config.draft_model is not None, "Bug: no draft model to load"
+    settings = replace(
+        config,
+        n_ctx=engine.info.settings["n_ctx"],
+        speculation="off",
+        draft_model=None,
+        adapters=(),
+        prefix_cache=False,
+    )
+    try:
+        return _engine(hub.locate(config.draft_model), settings)
+    except QwenEdgeError as error:
+        engine.close()
+        if isinstance(error, InsufficientMemoryError):
+            raise InsufficientMemoryError(
+                f"the model fits, its draft model does not fit beside it: {error.message}",
+                hint="Leave draft_model out, or take a smaller n_ctx.",
+            ) from None
+        raise
 
-    known = {field.name for field in dataclasses.fields(LoadConfig)}
+
+def _merge(config: LoadConfig, settings: Mapping[str, Any]) -> LoadConfig:
+    known = {field.name for field in fields(LoadConfig)}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ConfigError(
             f"unknown setting {', '.join(unknown)}", hint=f"Settings: {', '.join(sorted(known))}."
         )
-    return dataclasses.replace(config, **settings)
+    return replace(config, **settings)

@@ -15,7 +15,7 @@ from qwen_edge.chat.call_guide import CallForms, ToolCallGuide
 from qwen_edge.chat.template import ChatTemplate, ThinkingSupport, opens_thought
 from qwen_edge.chat.thinking import ThinkingPlan, plan_thinking
 from qwen_edge.chat.tools import ToolLike, split_tools
-from qwen_edge.config import SamplingConfig, ThinkingLike, thinking_config
+from qwen_edge.config import SamplingConfig, SpeculationMode, ThinkingLike, thinking_config
 from qwen_edge.embedding import check_chats
 from qwen_edge.engines.base import Engine
 from qwen_edge.errors import CancelledError, ClosedError, ConfigError, UnsupportedError
@@ -28,6 +28,7 @@ from qwen_edge.reply_options import ReplyOptions, StreamOptions, check_options
 from qwen_edge.reply_slot import ReplySlot
 from qwen_edge.session_asking import SessionAsking
 from qwen_edge.session_history import SessionHistory
+from qwen_edge.speculation import new_speculation
 from qwen_edge.types import Chunk, Message, Reply, TokenLogprob
 
 
@@ -56,6 +57,8 @@ class Session(SessionHistory, SessionAsking):
         overflow_policy: OverflowPolicy | None = None,
         prefix_store: PrefixCache | None = None,
         new_session: Callable[..., Session] | None = None,
+        speculation: SpeculationMode = "off",
+        draft: Engine | None = None,
     ) -> None:
         """Made by Model.session()."""
         schemas, self.functions = split_tools(tools)
@@ -67,7 +70,10 @@ class Session(SessionHistory, SessionAsking):
         self.messages: list[Message] = [Message("system", system)] if system else []
         self._engine = engine
         self._template = template
-        self._cache: TokenCache | None = TokenCache(engine.new_context())
+        context = engine.new_context()
+        self._cache: TokenCache | None = TokenCache(
+            context, new_speculation(engine, context, speculation, draft)
+        )
         self._on_close = on_close
         self._slot = ReplySlot()
         self._overflow = overflow_policy or OverflowPolicy()
@@ -281,7 +287,7 @@ class Session(SessionHistory, SessionAsking):
         """Hold the session for one reply."""
         with self._slot.held(outcome, patience_s):
             cache = self._open_cache()
-            with outcome.cancellation.watching(cache.context, timeout_s):
+            with outcome.cancellation.watching(cache, timeout_s):
                 yield cache
 
     def recommended_sampling(self, thinking: ThinkingLike | None = None, turn: Turn = ()) -> SamplingConfig:
@@ -309,7 +315,7 @@ class Session(SessionHistory, SessionAsking):
         """Free the KV cache, after the call in flight. Any number of times."""
         cache, self._cache = self._cache, None
         if cache is not None:
-            cache.context.close()
+            cache.close()
             self._on_close(self)
 
     def __enter__(self) -> Self:

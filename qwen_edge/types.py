@@ -10,6 +10,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 ChunkKind = Literal["text", "thinking", "tool_call"]
 FinishReason = Literal["stop", "length", "tool_calls", "thinking_budget", "loop", "cancelled"]
 ThoughtCut = Literal["budget", "reserve", "loop", "end"]
+SpeculationUse = Literal["off", "on", "switched_off"]
 PrefixCacheUse = Literal["off", "short", "memory", "hit", "miss"]
 
 
@@ -141,6 +142,9 @@ class GenerationStats:
             being stored), "memory" (the session's KV cache held it already), "short" (not worth keeping), "off" (or not asked).
         prefix_saved_s: For a hit the seconds that evaluating the prefix took when it was stored, minus those that
             loading it took; an estimate, and negative where the cache did not pay.
+        proposed_tokens: Tokens that were evaluated ahead, because they were likely to come.
+        accepted_tokens: How many of them came.
+        speculation: "off", also where the engine cannot; "on"; or "switched_off", for a while, because it lost time.
     """
 
     prompt_tokens: int
@@ -155,6 +159,9 @@ class GenerationStats:
     thought_cut: ThoughtCut | None = None
     prefix_cache: PrefixCacheUse = "off"
     prefix_saved_s: float = 0.0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+    speculation: SpeculationUse = "off"
 
     @property
     def answer_tokens(self) -> int:
@@ -189,6 +196,9 @@ class GenerationStats:
             "peak_memory_bytes": self.peak_memory_bytes,
             "prefix_cache": self.prefix_cache,
             "prefix_saved_s": round(self.prefix_saved_s, 6),
+            "proposed_tokens": self.proposed_tokens,
+            "accepted_tokens": self.accepted_tokens,
+            "speculation": self.speculation,
         }
 
 

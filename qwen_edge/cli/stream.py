@@ -181,6 +181,10 @@ def stats_line(reply: Reply) -> str:
         f"prompt {stats.prompt_tokens} ({stats.cached_tokens} cached)",
         f"peak {stats.peak_memory_bytes / 1e6:.0f} MB",
     ]
+    if stats.proposed_tokens:
+        parts.append(f"{stats.accepted_tokens} of {stats.proposed_tokens} guessed tokens came")
+    if stats.speculation == "switched_off":
+        parts.append("guessing paused: it lost time")
     if reply.finish_reason != "stop":
         parts.insert(0, _ENDINGS.get(reply.finish_reason, reply.finish_reason))
     return ", ".join(parts)

@@ -3,7 +3,7 @@
 ::
 
     Engine            weights and vocabulary
-      └── Context     one KV cache: append tokens, rewind, sample from the last token's logits
+      └── Context     one KV cache: append tokens, rewind, sample from the last (or a selected) token's logits
 
 `engines/fake.py` implements it in a page and is public, for tests of everything above.
 """
@@ -113,6 +113,34 @@ class Context(ABC):
             CancelledError: cancel() was called. The cache is as before the call, as with any error.
         """
 
+    @property
+    def most_kept_logits(self) -> int:
+        """Most tokens of one append_all(); 0 for a context that cannot, or whose memory cannot be cut behind them."""
+        return 0
+
+    def append_all(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens as append() does, and keep the logits of all of them; the first one's are selected.
+
+        Args:
+            tokens: Token ids, 1 to most_kept_logits.
+
+        Raises:
+            ContextOverflowError, CancelledError: As append().
+            UnsupportedError: most_kept_logits is 0.
+        """
+        raise UnsupportedError("this context keeps the logits of one token")
+
+    def select(self, index: int) -> None:
+        """Go on with the logits of another token of the last append_all(): what sample() and the others refer to.
+
+        Args:
+            index: Of the token. Those before it, and those drawn from their logits, are settled.
+
+        Raises:
+            UnsupportedError: most_kept_logits is 0.
+        """
+        raise UnsupportedError("this context keeps the logits of one token")
+
     @abstractmethod
     def rewind(self, n_tokens: int) -> None:
         """Keep the first n_tokens of the cache; a memory that cannot be cut is emptied (see n_past)."""
@@ -123,7 +151,7 @@ class Context(ABC):
 
     @abstractmethod
     def sample(self, constraint: TokenConstraint | None = None) -> int:
-        """Return the next token, drawn from the logits of the last appended token.
+        """Return the next token, drawn from the logits of the last appended token, or of the selected one.
 
         Args:
             constraint: The token is one that it allows. It is asked for its mask only when the token drawn at first is
@@ -132,7 +160,7 @@ class Context(ABC):
 
     @abstractmethod
     def logits(self) -> NDArray[np.float32]:
-        """Return a copy of the last appended token's logits, as the model computed them: float32 [n_vocab].
+        """Return a copy of the last appended or selected token's logits, as the model computed them: float32 [n_vocab].
 
         To be called before sample(), which may change them.
         """

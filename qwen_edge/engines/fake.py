@@ -66,12 +66,14 @@ class FakeContext(Context):
         self.n_ctx = engine.config.n_ctx
         self.n_batch = min(engine.config.n_batch, self.n_ctx)
         self._tokens: list[int] = []
+        self._length = 0  # of the tokens, those that the selected logits follow
         self._planned: list[int] | None = None
         self._sampled: int | None = None
         self._is_continued = False
         self._forbidden: frozenset[int] = frozenset()
         self._cancelled = False
         self._closed = False
+        self._kept_from = 0
         self.evaluated_tokens = 0
         self.sampling: SamplingConfig | None = None
 
@@ -82,6 +84,26 @@ class FakeContext(Context):
 
     def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
         """See Context.append."""
+        self._append(tokens)
+        self._go_on(tokens, len(self._tokens))
+
+    @property
+    def most_kept_logits(self) -> int:
+        """See Context.most_kept_logits."""
+        return self.n_batch if self._engine.config.n_sessions == 1 else 0
+
+    def append_all(self, tokens: Sequence[int]) -> None:
+        """See Context.append_all."""
+        self._append(tokens)
+        self._go_on(tokens[:1], len(self._tokens) - len(tokens) + 1)
+        self._kept_from = self._length - 1
+
+    def select(self, index: int) -> None:
+        """See Context.select."""
+        length = self._kept_from + index + 1
+        self._go_on(self._tokens[self._length : length], length)
+
+    def _append(self, tokens: Sequence[int]) -> None:
         assert 0 < len(tokens) <= self.n_batch, "Bug: batch size"
         if self._closed:
             raise ClosedError("the context is closed")
@@ -90,18 +112,21 @@ class FakeContext(Context):
         if self.n_past + len(tokens) > self.n_ctx:
             raise ContextOverflowError(f"{self.n_past} + {len(tokens)} tokens do not fit in {self.n_ctx}")
         self._engine.on_append(tokens)
-        if tuple(tokens) != (self._sampled,):
-            self._planned, self._is_continued = (
-                None,
-                True,
-            )  # put into its mouth: the reply takes another course
-        self._forbidden = frozenset()
         self._tokens += tokens
         self.evaluated_tokens += len(tokens)
+
+    def _go_on(self, tokens: Sequence[int], length: int) -> None:
+        """Take note that the reply has been continued with some tokens, to a length of all."""
+        if tuple(tokens) != (self._sampled,):
+            # put into its mouth: the reply takes another course
+            self._planned, self._is_continued = None, True
+        self._forbidden = frozenset()
+        self._length = length
 
     def rewind(self, n_tokens: int) -> None:
         """See Context.rewind."""
         del self._tokens[n_tokens:]
+        self._length = n_tokens
 
     def start_sampling(self, config: SamplingConfig) -> None:
         """See Context.start_sampling."""
@@ -119,7 +144,7 @@ class FakeContext(Context):
         """
         engine = self._engine
         if self._planned is None:
-            text = engine.script(engine.text(self._tokens))
+            text = engine.script(engine.text(self._tokens[: self._length]))
             if self._is_continued:
                 text = text.rpartition("</think>")[2].lstrip("\n")
             self._planned = [*engine.tokenize(text), engine.end_token, _FIRST_MARKER]
@@ -142,7 +167,7 @@ class FakeContext(Context):
 
     def logits(self) -> NDArray[np.float32]:
         """See Context.logits: as in score()."""
-        row: NDArray[np.float32] = self._engine.score(self._tokens[-1:])[0]
+        row: NDArray[np.float32] = self._engine.score(self._tokens[: self._length][-1:])[0]
         return row
 
     def cancel(self) -> None:
@@ -161,13 +186,14 @@ class FakeContext(Context):
         """See Context.load_state."""
         if self._closed:
             raise ClosedError("the context is closed")
-        self._tokens = []
+        self._tokens, self._length = [], 0
         state = np.frombuffer(data, dtype=np.uint8)
         if len(state) != 4 * (n_tokens + 1) or state.view("<i4")[0] != self._engine.state_magic:
             raise FormatError("a saved state does not fit this context")
         if n_tokens > self.n_ctx:
             raise FormatError(f"a saved state holds {n_tokens} tokens, the context {self.n_ctx}")
         self._tokens = state.view("<i4")[1:].tolist()
+        self._length = n_tokens
 
     def close(self) -> None:
         """See Context.close."""
@@ -192,7 +218,7 @@ class FakeEngine(Engine):
         Args:
             script: The raw reply, markers included, or a function from the rendered prompt to it. Asked again, with the
                 reply so far behind the prompt, when a thought is closed for it or an end token ruled out.
-            config: n_ctx and n_batch are used.
+            config: n_ctx, n_batch, n_sessions and speculation are used.
             chat_template: Jinja source.
             on_append: Called before each evaluation with its tokens; may raise, to test faults.
             pooling: Makes it an embedding model or a reranker, see pooled().
@@ -216,7 +242,11 @@ class FakeEngine(Engine):
             n_params=0,
             n_ctx_train=self.config.n_ctx,
             weights_bytes=0,
-            settings={"n_ctx": self.config.n_ctx, "prefix_cache": self.config.prefix_cache},
+            settings={
+                "n_ctx": self.config.n_ctx,
+                "prefix_cache": self.config.prefix_cache,
+                "speculation": self.config.speculation,
+            },
             pooling=pooling,
         )
         self.state_magic = 1

@@ -50,6 +50,20 @@ class LlamaContext(Context):
         """See Context.append."""
         self._native.append(tokens, wants_logits=wants_logits)
 
+    @property
+    def most_kept_logits(self) -> int:
+        """See Context.most_kept_logits."""
+        return self._native.most_kept_logits
+
+    def append_all(self, tokens: Sequence[int]) -> None:
+        """See Context.append_all."""
+        self._native.append(tokens, keeps_all_logits=True)
+        self._native.select(0)
+
+    def select(self, index: int) -> None:
+        """See Context.select."""
+        self._native.select(index)
+
     def rewind(self, n_tokens: int) -> None:
         """See Context.rewind."""
         self._native.rewind(n_tokens)
@@ -67,9 +81,7 @@ class LlamaContext(Context):
 
     def logits(self) -> NDArray[np.float32]:
         """See Context.logits."""
-        row = np.empty(self._native.model.n_vocab, dtype=np.float32)
-        self._native.copy_logits(row[np.newaxis])
-        return row
+        return self._native.last_logits().copy()
 
     def forbid(self, tokens: Sequence[int]) -> None:
         """See Context.forbid: the logits are changed in place."""
@@ -161,6 +173,7 @@ class LlamaEngine(Engine):
                 "kv_type": config.kv_type,
                 "load_mode": config.load_mode,
                 "prefix_cache": config.prefix_cache,
+                "speculation": config.speculation,
                 "kernels": "safe" if safe_kernels else "fast",
                 "adapters": [{"path": str(each.path), "scale": each.scale} for each in config.adapters],
             },

@@ -80,6 +80,7 @@ class OnnxEngine(Engine):
                 "n_sessions": config.n_sessions,
                 "kv_type": "f32",
                 "prefix_cache": config.prefix_cache,
+                "speculation": config.speculation,
                 "provider": config.provider,
                 "nodes": graph.nodes,
                 "precision": folder.precision,

@@ -142,7 +142,7 @@ class OnnxCache:
         has_logits = any(part.logits is not None for part in group)
         out = group[0].logits
         if len(group) == 1 and out is not None:
-            logits = out[np.newaxis, np.newaxis]
+            logits = out.reshape(1, 1, -1)
         else:
             logits = np.empty((end - first, int(has_logits), self.n_vocab), np.float32)
         call = Call()
@@ -160,8 +160,8 @@ class OnnxCache:
         if part.logits is None:
             positions, logits = np.empty(0, np.int64), np.empty((1, 0, self.n_vocab), np.float32)
         else:
-            positions = np.array([len(part.tokens) - 1], np.int64)
-            logits = part.logits[np.newaxis, np.newaxis]
+            logits = np.atleast_2d(part.logits)[np.newaxis]
+            positions = np.arange(len(part.tokens) - logits.shape[1], len(part.tokens), dtype=np.int64)
         call = Call()
         begin(call)
         self._run(part.sequence, tokens, positions, logits, call)

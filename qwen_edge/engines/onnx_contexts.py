@@ -17,6 +17,9 @@ from qwen_edge.engines.onnx_cache import OnnxCache, Stopper
 from qwen_edge.errors import CancelledError, ClosedError, ContextOverflowError, NativeError
 from qwen_edge.native.batch import Part
 
+# Room for a token and what is proposed behind it; 19 MB at Qwen's vocabulary, while a reply speculates.
+_MOST_KEPT_LOGITS = 32
+
 
 class OnnxContext(Context):
     """A row of a cache, with the logits of its last token and the sampler of the reply in progress."""
@@ -25,7 +28,9 @@ class OnnxContext(Context):
         """Take a row; the whole cache is this context's own, and closed with it."""
         self._cache = cache
         self._row = row
-        self._logits = np.zeros(cache.n_vocab, np.float32)
+        self._last = np.zeros(cache.n_vocab, np.float32)  # one place, so that it is bound once
+        self._rows = self._last[np.newaxis]  # of the last append_all()
+        self._logits = self._last  # those that are sampled from
         self._sampler: NumpySampler | None = None
         self._stopper = Stopper()
         self._is_closed = False
@@ -41,16 +46,41 @@ class OnnxContext(Context):
     def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
         """See Context.append."""
         assert 0 < len(tokens) <= self.n_batch, f"Bug: {len(tokens)} tokens for a batch of {self.n_batch}"
-        before = self.n_past
-        if before + len(tokens) > self.n_ctx:
+        self._check_room(tokens)
+        self._guarded(tokens, self._last if wants_logits else None)
+        self._logits = self._last
+
+    @property
+    def most_kept_logits(self) -> int:
+        """See Context.most_kept_logits."""
+        return min(self.n_batch, _MOST_KEPT_LOGITS)
+
+    def append_all(self, tokens: Sequence[int]) -> None:
+        """See Context.append_all."""
+        self._check_room(tokens)
+        rows = np.empty((len(tokens), self._cache.n_vocab), np.float32)
+        self._guarded(tokens, rows)
+        self._rows, self._logits = rows, rows[0]
+
+    def select(self, index: int) -> None:
+        """See Context.select."""
+        self._logits = self._rows[index]
+
+    def _check_room(self, tokens: Sequence[int]) -> None:
+        wanted = self.n_past + len(tokens)
+        if wanted > self.n_ctx:
             raise ContextOverflowError(
-                f"{before} + {len(tokens)} tokens do not fit in a context of {self.n_ctx}",
-                hint=f"Load with a larger n_ctx (at least {before + len(tokens)}) or shorten the conversation.",
+                f"{self.n_past} + {len(tokens)} tokens do not fit in a context of {self.n_ctx}",
+                hint=f"Load with a larger n_ctx (at least {wanted}) or shorten the conversation.",
             )
+
+    def _guarded(self, tokens: Sequence[int], logits: NDArray[np.float32] | None) -> None:
+        """Evaluate tokens; whatever happens, the cache is as before or has all of them."""
+        before = self.n_past
         with self._lock:
             self._check_open()
             try:
-                self._evaluate(tokens, self._logits if wants_logits else None)
+                self._evaluate(tokens, logits)
             except BaseException:
                 self._cache.rewind(self._row, before)
                 raise
@@ -132,6 +162,11 @@ class SharedOnnxContext(OnnxContext):
         """Made by SharedOnnxCache.new_context()."""
         super().__init__(shared.cache, row)
         self._shared = shared
+
+    @property
+    def most_kept_logits(self) -> int:
+        """See Context.most_kept_logits: the calls are those of all rows, each with its last token's logits."""
+        return 0
 
     def _evaluate(self, tokens: Sequence[int], logits: NDArray[np.float32] | None) -> None:
         request = Request(self._row, self.n_past, tuple(tokens), logits, lambda: self._stopper.is_set)

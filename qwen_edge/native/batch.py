@@ -29,7 +29,8 @@ class Part:
         sequence: Which conversation.
         position: Tokens it has already.
         tokens: What is added.
-        logits: float32 [n_vocab] that receives the logits after the last token; None where nobody asks.
+        logits: float32 [n_vocab] that receives the logits after the last token; None where nobody asks. OnnxCache also
+            takes float32 [len(tokens), n_vocab], for those after each.
     """
 
     sequence: int

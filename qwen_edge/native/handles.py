@@ -303,9 +303,10 @@ class NativeContext:
         self.n_ctx = config.n_ctx  # llama.cpp rounds its own number up
         self.n_batch = n_batch
         self.n_past = 0
+        self.most_kept_logits = _most_kept_logits(api, model.handle, params.n_outputs_max)
         self._n_vocab = model.n_vocab
-        self._logits: NDArray[np.float32] = np.empty(0, dtype=np.float32)
-        self._logits_address: int | None = None
+        self._selected = -1  # as llama_get_logits_ith() counts: the last one
+        self._rows: dict[int, NDArray[np.float32]] = {}  # by address
         self._memory = api.llama_get_memory(self._handle)
         self._batch = TokenBatch(api, n_batch)
         self._free = weakref.finalize(self, free_context, api, self._handle, self._batch.native)
@@ -325,12 +326,15 @@ class NativeContext:
             raise ClosedError("the session's context is closed")
         return self._handle
 
-    def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
+    def append(
+        self, tokens: Sequence[int], *, wants_logits: bool = True, keeps_all_logits: bool = False
+    ) -> None:
         """Evaluate tokens behind those in the cache, in one native call.
 
         Args:
             tokens: At most n_batch token ids.
             wants_logits: Whether the last token's logits will be read or sampled from.
+            keeps_all_logits: Keep those of all tokens, of which there are at most most_kept_logits; see select().
 
         Raises:
             ContextOverflowError: They do not fit in the context.
@@ -349,7 +353,8 @@ class NativeContext:
             handle = self.handle
             self._batch.clear()
             wanted: Literal["none", "last", "all"] = "last" if wants_logits else "none"
-            self._batch.add(tokens, self.n_past, 0, "all" if self._logits_for_all else wanted)
+            is_all = self._logits_for_all or keeps_all_logits
+            self._batch.add(tokens, self.n_past, 0, "all" if is_all else wanted)
             with calling_thread_kept() if self._pinned else contextlib.nullcontext():
                 code = self._api.llama_decode(handle, self._batch.native)
             if code != 0:
@@ -361,6 +366,11 @@ class NativeContext:
                     f"llama_decode failed with code {code}: {library.last_errors() or 'no reason given'}"
                 )
             self.n_past += count
+            self._selected = -1
+
+    def select(self, index: int) -> None:
+        """Take the logits of one token of the last call, which kept all, in place of the last one's."""
+        self._selected = index
 
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first n_tokens of the cache."""
@@ -385,14 +395,19 @@ class NativeContext:
             out[:] = np.ctypeslib.as_array(pointer, shape=out.shape)
 
     def last_logits(self) -> NDArray[np.float32]:
-        """Return the logits of the last token: float32 [n_vocab], a view that the next append() overwrites."""
-        pointer = self._api.llama_get_logits_ith(self.handle, -1)
+        """Return the logits of the last token, or the selected one: float32 [n_vocab].
+
+        A view that the next append() overwrites.
+        """
+        pointer = self._api.llama_get_logits_ith(self.handle, self._selected)
         address = ctypes.cast(pointer, ctypes.c_void_p).value
-        if address != self._logits_address:
+        assert address is not None, f"Bug: no logits of token {self._selected} were kept"
+        if address not in self._rows:
             # Making a view takes longer than the sampling; the buffer hardly ever moves.
-            self._logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
-            self._logits_address = address
-        return self._logits
+            if len(self._rows) >= _RESERVED_LOGITS_ROWS:
+                self._rows.clear()
+            self._rows[address] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        return self._rows[address]
 
     def cancel(self) -> None:
         """Make the native call in flight return at its next graph node. Callable from any thread."""
@@ -413,6 +428,16 @@ class NativeContext:
             self._free()
             if self._pinned is not None:
                 self._pinned.free()
+
+
+def _most_kept_logits(api: Any, model: Any, reserved: int) -> int:
+    """Return the most tokens of a call whose logits may be kept; 0 for a memory that cannot be cut behind them."""
+    is_cut = not (
+        api.llama_model_is_recurrent(model)
+        or api.llama_model_is_hybrid(model)
+        or api.llama_model_n_swa(model)
+    )
+    return int(reserved) if is_cut else 0
 
 
 def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from qwen_edge.cli.stream import show_stream, tell
+from qwen_edge.cli.stream import show_stream, stats_line, tell
 from qwen_edge.engines.fake import FakeEngine
 from qwen_edge.model import Model
 
@@ -74,3 +76,20 @@ def test_what_is_told_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     tell("word " * 20, is_dim=True)
     first, second, *again = screen.getvalue().removesuffix("\n").split("\n")
     assert (len(first) < 80, second.startswith("  word"), again) == (True, True, [first, second])
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({}, ""),
+        ({"speculation": "on"}, ""),
+        ({"speculation": "on", "proposed_tokens": 40, "accepted_tokens": 31}, "31 of 40 guessed tokens came"),
+        ({"speculation": "switched_off"}, "guessing paused: it lost time"),
+    ],
+)
+def test_what_became_of_guesses_is_told(figures: dict[str, Any], told: str) -> None:
+    with Model(FakeEngine("Hello.")) as model, model.session() as session:
+        reply = session.send("Hi")
+    line = stats_line(replace(reply, stats=replace(reply.stats, **figures)))
+    assert ("guess" in line) == bool(told)
+    assert line.endswith(told)
