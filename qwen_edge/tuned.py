@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge import device, paths
-from qwen_edge.config import Affinity, KVType, LoadConfig, LoadMode, Switch
+from qwen_edge.config import Affinity, KVType, LoadConfig, LoadMode, SpeculationMode, Switch
 from qwen_edge.digests import FileIdentity, file_digest
 from qwen_edge.engines.onnx_folder import is_onnx, read_folder
 from qwen_edge.errors import ConfigError, QwenEdgeError, WriteError
@@ -100,7 +100,7 @@ class TuneRecord:
     steps: list[dict[str, Any]] = field(default_factory=list)
     seconds: float
     measured_at: float
-    speculation: str = "off"
+    speculation: SpeculationMode = "off"
     speculation_gain: float | None = None
 
     def to_json(self) -> str:
@@ -133,7 +133,7 @@ def apply_tuned(path: Path, config: LoadConfig, asked: Collection[str] = ()) -> 
     defaults = LoadConfig()
     free = {
         name: value
-        for name, value in asdict(record.settings).items()
+        for name, value in {**asdict(record.settings), "speculation": record.speculation}.items()
         if name not in asked and getattr(config, name) == getattr(defaults, name)
     }
     if "n_threads" not in free:
@@ -199,7 +199,7 @@ def record_from_json(path: Path) -> TuneRecord | None:
         settings, workload = Settings(**data.pop("settings")), Workload(**data.pop("workload"))
         settings.config(LoadConfig(n_sessions=workload.n_sessions))
         record = TuneRecord(settings=settings, workload=workload, **data)
-        return record if record.gain > 0 else None
+        return record if record.gain > 0 and record.speculation in ("off", "prompt_lookup") else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, QwenEdgeError):
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,6 +60,13 @@ if TYPE_CHECKING:
     help="Time to take.",
 )
 @click.option(
+    "--prompts",
+    "prompts_path",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Prompts of your application, one a line: whether prompt lookup pays on them is tried too.",
+)
+@click.option(
     "--explain",
     "is_explained",
     is_flag=True,
@@ -74,6 +82,7 @@ def command(
     sessions: int,
     kv_types: tuple[KVType, ...],
     budget_s: float,
+    prompts_path: Path | None,
     is_explained: bool,
     is_forgotten: bool,
     output_format: str,
@@ -85,6 +94,7 @@ def command(
     """
     from qwen_edge import hub, tuned
     from qwen_edge.tune.finding import tune_file
+    from qwen_edge.tune.speculating import read_prompts, with_speculation
 
     path = hub.locate(file)
     if is_forgotten:
@@ -98,7 +108,11 @@ def command(
         workload = tuned.Workload(
             prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, depth=depth, n_sessions=sessions
         )
+        prompts = read_prompts(prompts_path) if prompts_path is not None else []
         record = tune_file(path, workload, kv_types=kv_types, budget_s=budget_s, say=note)
+        if prompts:
+            note(f"answering {len(prompts)} prompts with and without prompt lookup, in turns")
+            record = with_speculation(path, record, prompts)
         tuned.remember(path, record)
     if output_format == "json":
         print_json({**asdict(record), "gain": record.gain})
@@ -112,6 +126,9 @@ def _show(record: TuneRecord, file: str, *, is_explained: bool) -> None:
     click.echo(f"For {describe_workload(record.workload)}:")
     console_on(sys.stdout).print(speeds_table(record))
     click.echo(verdict(record))
+    if record.speculation_gain is not None:
+        verb = "is used" if record.speculation == "prompt_lookup" else "is left off"
+        click.echo(f"Prompt lookup {verb}: {record.speculation_gain:.2f} times as fast on your prompts.")
     if is_explained:
         for line in explain(record):
             click.echo(line)

@@ -14,9 +14,10 @@ from qwen_edge import device
 from qwen_edge.cli.main import main
 from qwen_edge.config import GREEDY, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.errors import InsufficientMemoryError
+from qwen_edge.errors import ConfigError, InsufficientMemoryError
 from qwen_edge.tune import worker
 from qwen_edge.tune.finding import tune_file
+from qwen_edge.tune.speculating import read_prompts, with_speculation
 from qwen_edge.tune.trials import Trials
 from qwen_edge.tune.worker import Job
 from qwen_edge.tuned import Settings, TuneRecord, Workload, find_record, forget, remember
@@ -98,6 +99,32 @@ def test_found_settings_that_need_too_much_are_left_out(
             qwen_edge.load(tiny_bf16, n_batch=2048)
     finally:
         forget(tiny_bf16)
+
+
+def test_prompt_lookup_is_tried_on_the_users_own_prompts(tiny_path: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text('What is the capital of Greece?\n\n"Say Anna.\\nSay Bob."\n"not closed\n')
+    texts = read_prompts(prompts)
+    assert texts == ["What is the capital of Greece?", "Say Anna.\nSay Bob.", '"not closed']
+    plain = TuneRecord(
+        settings=Settings(n_threads=1),
+        workload=WORKLOAD,
+        speeds={name: {"prefill": 1.0, "decode": 1.0, "turn_s": 1.0} for name in ("default", "tuned")},
+        seconds=1.0,
+        measured_at=0.0,
+    )
+    found = with_speculation(tiny_path, plain, texts[:1])
+    assert found.speculation_gain is not None
+    assert found.speculation_gain > 0
+    assert (found.speculation == "prompt_lookup") == (found.speculation_gain >= 1.05)
+    with pytest.raises(ConfigError, match="one session"):
+        with_speculation(tiny_path, replace(plain, workload=Workload(n_sessions=2)), texts)
+    prompts.write_text("\n \n")
+    with pytest.raises(ConfigError, match="holds no prompt"):
+        read_prompts(prompts)
+    prompts.write_bytes(b"Gr\xfc\xdfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_prompts(prompts)
 
 
 def test_several_sessions_at_once(tiny_path: Path, tmp_path: Path) -> None:
