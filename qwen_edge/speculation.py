@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from qwen_edge.config import SpeculationMode
 from qwen_edge.engines.base import Context, Engine
-from qwen_edge.errors import ClosedError
+from qwen_edge.errors import CancelledError, ClosedError
 from qwen_edge.speculation_draft import DraftProposer
 from qwen_edge.speculation_gain import Acceptance, Balance, CallCosts, best_count
 from qwen_edge.speculation_lookup import PromptLookup
@@ -62,6 +62,7 @@ class Speculation:
         self._row = 0
         self._call_s = 0.0  # of the call whose logits are in use; 0.0 when it was over one token
         self._guess: Proposal | None = None  # not evaluated
+        self._is_cancelled = False
         self.proposed_tokens = self.accepted_tokens = 0
 
     @property
@@ -86,6 +87,8 @@ class Speculation:
         Raises:
             CancelledError, ContextOverflowError: As Context.append(); the cache holds the text without this token.
         """
+        if self._is_cancelled:
+            raise CancelledError("cancelled between two tokens")
         self._balance.pass_token()
         if self._ahead:
             proposal = self._ahead.pop(0)
@@ -124,11 +127,13 @@ class Speculation:
             self.settle()
 
     def cancel(self) -> None:
-        """End what the proposer is doing. Callable from any thread."""
+        """End what the proposer is doing, and take no more tokens, also of those that are evaluated. From any thread."""
+        self._is_cancelled = True
         self._proposer.cancel()
 
     def clear_cancel(self) -> None:
         """Forget an earlier cancel()."""
+        self._is_cancelled = False
         self._proposer.clear_cancel()
 
     def close(self) -> None:

@@ -180,6 +180,19 @@ class TestSameReply:
             assert cache.context.n_past == len(cache.tokens)
             assert session.send("again").text == "abc " * 20
 
+    def test_what_is_evaluated_ahead_does_not_outlive_a_cancel(self) -> None:
+        with Model(FakeEngine("abc " * 20, config=LoadConfig(speculation="prompt_lookup"))) as model:
+            session = model.session()
+            stream = session.stream("abc abc abc abc")
+            said = [next(stream).text for _ in range(5)]
+            stream.cancel()
+            said += [chunk.text for chunk in stream]
+            assert len("".join(said)) <= 6
+            assert stream.reply.finish_reason == "cancelled"
+            cache = session._idle_cache()
+            assert cache.context.n_past == len(cache.tokens)
+            assert session.send("again").text == "abc " * 20
+
     def test_turns_of_a_session(self) -> None:
         replies = {}
         for mode in ("off", "prompt_lookup"):
