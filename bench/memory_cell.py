@@ -141,9 +141,11 @@ def _begin(context: Context, tokens: list[int]) -> None:
     try:
         context.append(tokens)
     except CancelledError:
-        context.clear_cancel()
+        pass
     finally:
         timer.cancel()
+        timer.join()
+        context.clear_cancel()  # it may have come when all was done
 
 
 def _state(path: Path, settings: dict[str, Any], n_tokens: int) -> NDArray[np.uint8]:

@@ -17,9 +17,10 @@ _BLOCK_BYTES = 12
 # Interpreter, numpy, ONNX Runtime and its pages; the tokenizer's tables.
 _RUNTIME_BYTES = 82_000_000
 _RUNTIME_BYTES_PER_ROW = 496
-# Scratch of the kernels, however small a batch is; its activations are about as wide as all that a layer makes of its
-# input: gate and up, query, key and value, and itself. Attention takes its scores in pieces: they do not grow with n_ctx.
-_SCRATCH_BYTES = 12_000_000
+# Scratch of the kernels, however small a batch is; and activations, in widths of all that a layer makes of its input: gate
+# and up, query, key and value, and itself. Attention takes its scores in pieces: they do not grow with n_ctx.
+_SCRATCH_BYTES = 8_000_000
+_ACTIVATION_COPIES = 1.5
 
 _BITS = {"int8": 8, "int4": 4}
 
@@ -58,7 +59,7 @@ def estimate_onnx_memory(
     layers = shape.n_weights - n_embedding * (1 if shape.is_tied else 2)
     kv_bytes = int(n_sessions * n_ctx * shape.kv_bytes_per_token(4))
     width = 2 * shape.ffn_size + shape.q_size + 2 * shape.kv_size + shape.hidden_size
-    activations = _SCRATCH_BYTES + 4 * min(n_batch, n_ctx) * width
+    activations = _SCRATCH_BYTES + int(4 * min(n_batch, n_ctx) * width * _ACTIVATION_COPIES)
     stays_mapped = shape.is_tied and head == (embedding or head) == "f32"
     stored_bytes = _stored_bytes(n_embedding, head)
     moment = 0 if stays_mapped else stored_bytes

@@ -63,6 +63,12 @@ def test_the_estimate_is_near_what_was_measured(
     assert estimate.total_bytes == pytest.approx(measured_mib * MIB, rel=0.04)
 
 
+@pytest.mark.parametrize(("n_batch", "measured_mib"), [(128, 625), (512, 646), (2048, 764)])
+def test_a_batch_is_counted(n_batch: int, measured_mib: int) -> None:
+    estimate = estimate_onnx_memory(QWEN2_HALF, "int4", 2048, n_ctx_train=32768, n_batch=n_batch)
+    assert estimate.total_bytes == pytest.approx(measured_mib * MIB, rel=0.03)
+
+
 def test_each_session_has_a_cache_of_its_own() -> None:
     one, four = (
         estimate_onnx_memory(QWEN3_SMALL, "int4", 1024, n_ctx_train=40960, n_sessions=count)
