@@ -1,9 +1,10 @@
 """Limits of memory just below and above the need: `python -m qwen_edge.bench.memory_limit PATH [--n-ctx 2048|auto]`.
 
-A model is loaded and its contexts are filled (`memory_cell`) in a cgroup that may have a share of the predicted peak: it is
-to be refused with the right numbers, or to run to the end, and never to be killed. With `--n-ctx auto` loading chooses the
-context itself, and what it chose has to run. With `--taken` another process in the cgroup takes memory after the plan was
-made and before the model is loaded. Making a cgroup needs the rights for it (Linux; root, or a delegated subtree).
+A model is loaded and its contexts are filled (`memory_cell`) in a cgroup that may have a share of what it is predicted to
+hold (its peak without the pages of a mapped file, which the system takes back): it is to be refused with the right numbers,
+or to run to the end, and never to be killed. With `--n-ctx auto` loading chooses the context itself, and what it chose has to
+run. With `--taken` another process in the cgroup takes memory after the plan was made and before the model is loaded. Making
+a cgroup needs the rights for it (Linux; root, or a delegated subtree).
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="a GGUF file, or a folder exported to ONNX")
     parser.add_argument("--n-ctx", default="2048", help="tokens, or auto")
     parser.add_argument("--load-mode", choices=["read", "mmap"], default="read")
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the predicted peak")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=SHARES, help="of what it is predicted to hold"
+    )
     parser.add_argument("--taken", type=int, default=0, help="bytes that another process takes of the limit")
     options = parser.parse_args(argv)
     config = LoadConfig(
@@ -175,12 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     need = predict(options.path, basis)
     is_sound = True
     for share in options.shares:
-        limit_bytes = int(share * need.total_bytes)
+        limit_bytes = int(share * need.held_bytes)
         found = try_limit(options.path, config, limit_bytes, taken_bytes=options.taken)
         is_sound &= found["outcome"] in ("ran", "refused")
         row = {"file": options.path.name, "load_mode": config.load_mode, "share": share} | {
             "limit_bytes": limit_bytes,
-            "predicted_bytes": need.total_bytes,
+            "held_bytes": need.held_bytes,
             "wanted_bytes": need.wanted_bytes,
         }
         sys.stdout.write(json.dumps(row | found) + "\n")

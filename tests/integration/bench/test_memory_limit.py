@@ -36,12 +36,12 @@ CONFIG = LoadConfig(n_ctx=4096, n_threads=1, safe_kernels=False, prefix_cache=Fa
 def test_what_is_below_the_need_is_refused_and_what_is_above_it_runs(load_mode: str, path: Path) -> None:
     config = replace(CONFIG, load_mode=load_mode)
     need = predict(path, config)
-    below = try_limit(path, config, int(0.9 * (need.wanted_bytes)))
+    below = try_limit(path, config, int(0.9 * need.wanted_bytes))
     assert below["outcome"] == "refused"
     assert "are free (the cgroup may have" in below["said"]
     assert "What would fit: n_ctx=" in below["said"]
     # A small model's figures are the interpreter's, which a Python version changes by some MB.
-    above = try_limit(path, config, int(1.1 * need.total_bytes))
+    above = try_limit(path, config, int(1.1 * need.held_bytes))
     assert (above["outcome"], above["n_ctx"]) == ("ran", 4096)
 
 
