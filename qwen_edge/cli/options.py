@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,13 @@ class GenerationOptions:
     """
 
     load: LoadConfig
-    asked: dict[str, Any]
     thinking: ThinkingLike | None
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
     top_k: int | None
     seed: int | None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def sampling(self, recommended: SamplingConfig) -> SamplingConfig:
         """Return the recommended sampling with what was asked for in its place."""
@@ -204,7 +204,7 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             tuned=not no_tuned,
         )
         asked = {"flash_attention": flash_attention} if flash_attention else {}
-        options = GenerationOptions(load, asked, thinking, max_tokens, temperature, top_p, top_k, seed)
+        options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed, asked)
         return function(*args, options=options, **kwargs)
 
     for option in reversed(_OPTIONS):

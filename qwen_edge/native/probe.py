@@ -66,7 +66,10 @@ def known_verdict(path: Path) -> Verdict | None:
 
 def known_fallback() -> bool:
     """Return whether any file needed the plain kernels with this library on this CPU."""
-    return _read_record(_record_path(None)) is not None
+    try:
+        return _read_record(_record_path(None)) is not None
+    except OSError:
+        return False
 
 
 def probe(path: Path) -> Verdict:

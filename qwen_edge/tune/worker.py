@@ -94,15 +94,15 @@ class Worker:
         """
         contexts = self._contexts_for(job)
         self._rewind(contexts, job.depth)
-        self._step(contexts, _tokens(_WARM_TOKENS, job.depth))
+        self._step(contexts, self._tokens(_WARM_TOKENS, job.depth))
         if job.phase == "prefill":
             self._rewind(contexts, job.depth)
-            prompt = _tokens(job.n_tokens, job.depth)
+            prompt = self._tokens(job.n_tokens, job.depth)
             started = time.perf_counter()
             self._step(contexts, prompt)
             return (time.perf_counter() - started) / (len(prompt) * len(contexts))
         steps: list[float] = []
-        for token in _tokens(_MOST_STEPS, job.depth):
+        for token in self._tokens(_MOST_STEPS, job.depth):
             started = time.perf_counter()
             self._step(contexts, [token])
             steps.append(time.perf_counter() - started)
@@ -160,12 +160,16 @@ class Worker:
         form = f"{job.settings.flash_attention}-{job.settings.kv_type}-{job.depth}"
         kept = self._folder / f"{form}.kv"
         if not kept.exists():
-            _append(contexts[0], _tokens(job.depth, 0))
+            _append(contexts[0], self._tokens(job.depth, 0))
             with atomic_path(kept) as part:
                 contexts[0].save_state().tofile(part)
         for context in contexts:
             if context.n_past != job.depth:
                 context.load_state(np.fromfile(kept, np.uint8), job.depth)
+
+    def _tokens(self, count: int, salt: int) -> list[int]:
+        assert self._engine is not None, "Bug: contexts come from an engine"
+        return [(7 * i + salt + 3) % self._engine.info.n_vocab for i in range(count)]
 
     def _rewind(self, contexts: Iterable[Context], depth: int) -> None:
         for context in contexts:
@@ -200,11 +204,6 @@ def _append(context: Context, tokens: Sequence[int]) -> None:
 def _close(contexts: Iterable[Context]) -> None:
     for context in contexts:
         context.close()
-
-
-def _tokens(count: int, salt: int) -> list[int]:
-    """Return token ids that any of the models has."""
-    return [(7 * i + salt + 3) % 2000 for i in range(count)]
 
 
 def _serve(path: str, folder: str) -> None:
