@@ -42,8 +42,8 @@ def measure(
 ) -> SpeculationTrial:
     """Answer prompts with and without speculation, in turns, and compare.
 
-    Prompts are read once for each answer; only decoding is compared. Each turn with it has a new session, which knows
-    nothing of costs and chances yet.
+    Only decoding is compared. Each turn has new sessions: one knows nothing of costs and chances yet, and neither finds
+    the prompt in its KV cache, which would round differently.
 
     Args:
         model: Loaded with n_sessions=1.
@@ -58,16 +58,13 @@ def measure(
         NativeError: No memory for a second KV cache.
     """
     gains: list[float] = []
-    with model.session(speculation="off") as plain:
-        for _ in range(turns):
-            with model.session(speculation=mode) as ahead:
-                replies = [
-                    [_answer(session, prompt, max_tokens, sampling) for session in (plain, ahead)]
-                    for prompt in prompts
-                ]
-            gains.append(
-                _time_a_token([a[1] for a, _ in replies]) / _time_a_token([b[1] for _, b in replies])
-            )
+    for _ in range(turns):
+        with model.session(speculation="off") as plain, model.session(speculation=mode) as ahead:
+            replies = [
+                [_answer(session, prompt, max_tokens, sampling) for session in (plain, ahead)]
+                for prompt in prompts
+            ]
+        gains.append(_time_a_token([a[1] for a, _ in replies]) / _time_a_token([b[1] for _, b in replies]))
     stats = [b[1] for _, b in replies]
     generated = sum(each.generated_tokens for each in stats)
     proposed = sum(each.proposed_tokens for each in stats)
