@@ -139,7 +139,10 @@ def _print_table(comparisons: list[Comparison]) -> None:
 
 @click.command()
 @click.option(
-    "--llama-bench", "program", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+    "--llama-bench",
+    "program",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    required=True,
 )
 @click.option("--file", required=True, help="A GGUF file, or a model's name.")
 @click.option("--threads", type=click.IntRange(min=1), help="For both sides. Default: the physical cores.")

@@ -196,7 +196,10 @@ def _show(record: TuneRecord, document: dict[str, Any]) -> None:
 
 @click.command()
 @click.option(
-    "--llama-bench", "program", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+    "--llama-bench",
+    "program",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    required=True,
 )
 @click.option("--file", required=True, help="A GGUF file, or a model's name.")
 @click.option("--depth", type=click.IntRange(min=0), default=512, show_default=True)
