@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def run_llama_bench(
         str(program), "--model", str(file), "-p", str(prompt_tokens), "-n", str(generate_tokens), "-d", str(depth),
         "-t", str(n_threads), "-fa", flash_attention, "-lm", _LOAD_MODES[load_mode], "-r", "1", "-o", "json",
     ]  # fmt: skip
+    return parse_llama_bench(output_of(command))
+
+
+def output_of(command: Sequence[str]) -> str:
+    """Run another program and return what it printed.
+
+    Raises:
+        ConfigError: There is no such program.
+        NativeError: It fails.
+    """
+    program = Path(command[0])
     try:
         run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except OSError as error:
@@ -65,7 +77,7 @@ def run_llama_bench(
     if run.returncode != 0:
         reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise NativeError(f"{program.name} failed with {run.returncode}: {reason}")
-    return parse_llama_bench(run.stdout)
+    return run.stdout
 
 
 def parse_llama_bench(output: str) -> PeerSpeed:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -26,8 +25,8 @@ from typing import Any
 import click
 
 from qwen_edge import device, hub
+from qwen_edge.bench.peers import output_of
 from qwen_edge.bench.tables import new_table
-from qwen_edge.errors import ConfigError, NativeError
 from qwen_edge.native import library
 from qwen_edge.tune.arms import turn_s
 from qwen_edge.tune.finding import tune_file
@@ -119,14 +118,7 @@ def _run(
         str(program), "-m", str(file), "-p", str(sizes[0]), "-n", str(sizes[1]), "-d", str(workload.depth),
         "-r", "1", "-o", "json", *flags,
     ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise ConfigError(f"cannot run {program}: {error.strerror}") from error
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise NativeError(f"{program.name} failed with {done.returncode}: {reason}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(output_of(command))
     return rows
 
 
