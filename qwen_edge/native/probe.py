@@ -58,18 +58,12 @@ class Verdict:
 
 def known_verdict(path: Path) -> Verdict | None:
     """Return what an earlier probe() found for a file; None where there was none."""
-    try:
-        return _read_record(_record_path(path))
-    except OSError:
-        return None
+    return _read_record(path)
 
 
 def known_fallback() -> bool:
     """Return whether any file needed the plain kernels with this library on this CPU."""
-    try:
-        return _read_record(_record_path(None)) is not None
-    except OSError:
-        return False
+    return _read_record(None) is not None
 
 
 def probe(path: Path) -> Verdict:
@@ -97,9 +91,9 @@ def probe(path: Path) -> Verdict:
                 "qwen-edge doctor\n  If other models load, this file is damaged: download or convert it again.",
             )
         verdict = Verdict("safe", crash)
-    _write_record(_record_path(path), verdict)
+    _write_record(path, verdict)
     if verdict.kernels == "safe":
-        _write_record(_record_path(None), verdict)
+        _write_record(None, verdict)
     return verdict
 
 
@@ -123,17 +117,17 @@ def _file_identity(path: Path) -> str:
     return f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}"
 
 
-def _read_record(record: Path) -> Verdict | None:
+def _read_record(path: Path | None) -> Verdict | None:
     try:
-        data = json.loads(record.read_text())
+        data = json.loads(_record_path(path).read_text())
         return Verdict(data["kernels"], data["crash"]) if data["kernels"] in ("fast", "safe") else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write_record(record: Path, verdict: Verdict) -> None:
+def _write_record(path: Path | None, verdict: Verdict) -> None:
     try:
-        with atomic_path(record) as part:
+        with atomic_path(_record_path(path)) as part:
             part.write_text(json.dumps({"kernels": verdict.kernels, "crash": verdict.crash}))
     except OSError:
         return  # a cache that cannot be written costs a probe next time, nothing else
