@@ -12,7 +12,7 @@ many tokens one call took. So sampling, penalties, grammars, limits and endings 
 What it cannot promise is the last digits. llama.cpp multiplies with the keys and values of one token by another kernel than
 with those of several; on Qwen2.5-0.5B that moves the distance of the two best logits by 0.05 (median) and at most 0.5, and
 1 token in 100 of a reply is that near to another one. There the text may go on differently, as it may with another build.
-With flash attention logits were equal to the bit: in calls of any length with AMX, of up to 3 tokens without.
+In the samples taken with flash attention logits were equal to the bit: of 2 to 9 tokens with AMX, of up to 3 without.
 
 It is meant never to lose: see speculation_gain.py.
 

@@ -479,7 +479,9 @@ def pinned_threads(api: Any, context: Any, config: LoadConfig, n_threads: int) -
     """
     if config.affinity == "none":
         return None
-    return PinnedThreads(api, context, device.core_cpus(), max(n_threads, config.n_prefill_threads or 1))
+    n_most = max(n_threads, config.n_prefill_threads or 1)
+    # The library goes through the CPUs by number; on big.LITTLE the small cores have the low ones.
+    return PinnedThreads(api, context, device.core_cpus()[:n_most], n_most)
 
 
 def free_context(api: Any, handle: Any, batch: Any) -> None:

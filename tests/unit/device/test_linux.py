@@ -13,7 +13,7 @@ from unit.device import trees
 
 from qwen_edge.device import Unknown, known
 from qwen_edge.device.cgroups import cpu_quota
-from qwen_edge.device.cores import CoreGroup
+from qwen_edge.device.cores import CoreGroup, Cores, cpus_of_cores
 from qwen_edge.device.facts import Tree, parse_cpu_list
 from qwen_edge.device.heat import Throttling, TripPoint, probe_throttling
 from qwen_edge.device.linux import probe_android, probe_linux
@@ -30,6 +30,23 @@ def reason(fact: object) -> str:
 def groups(machine: Machine) -> list[tuple[str, tuple[int, ...], int]]:
     assert not isinstance(machine.cores, Unknown)
     return [(group.kind, group.cpus, group.n_cores) for group in machine.cores.groups]
+
+
+def test_one_cpu_of_each_core_the_fastest_first(tmp_path: Path) -> None:
+    laptop = probe_linux(trees.hybrid_laptop(tmp_path)).cores
+    assert not isinstance(laptop, Unknown)
+    assert [set(core) for core in laptop.siblings[:2]] == [{0, 1}, {2, 3}]
+    assert cpus_of_cores(laptop, range(8)) == (0, 2, 4, 5, 6, 7)
+    assert cpus_of_cores(laptop, (1, 3, 6)) == (1, 3, 6)
+    small_first = Cores(
+        groups=(
+            CoreGroup(kind="performance", cpus=(4, 5), n_cores=2, n_threads=2),
+            CoreGroup(kind="efficiency", cpus=(0, 1, 2, 3), n_cores=4, n_threads=4),
+        ),
+        siblings=tuple((cpu,) for cpu in range(6)),
+        told_by="cpu_capacity",
+    )
+    assert cpus_of_cores(small_first, range(6)) == (4, 5, 0, 1, 2, 3)
 
 
 def test_hybrid_laptop(tmp_path: Path) -> None:
