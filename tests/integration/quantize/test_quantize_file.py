@@ -20,6 +20,8 @@ from qwen_edge.quant_types import FILE_TYPES
 from qwen_edge.quantize import plan_quantization, predict_size, quantize_file
 
 MADE_TYPES = [row.name for row in FILE_TYPES.values() if not row.needs_imatrix]
+# Newer than the gguf package.
+NEWER_TYPES = ("Q2_0",)
 REFUSED_TYPES = [row.name for row in FILE_TYPES.values() if row.needs_imatrix]
 
 
@@ -34,14 +36,17 @@ def test_type_has_its_predicted_size_loads_and_decodes(name: str, tiny_bf16: Pat
     assert 0 < report.peak_memory_bytes < 500e6
     json.dumps(report.to_dict())
 
-    tensors = gguf.GGUFReader(target).tensors
-    n_weights = sum(int(tensor.n_elements) for tensor in tensors)
-    assert report.n_params == n_weights
-    assert report.bits_per_weight == 8 * sum(int(tensor.n_bytes) for tensor in tensors) / n_weights
+    if name not in NEWER_TYPES:
+        tensors = gguf.GGUFReader(target).tensors
+        n_weights = sum(int(tensor.n_elements) for tensor in tensors)
+        assert report.n_params == n_weights
+        assert report.bits_per_weight == 8 * sum(int(tensor.n_bytes) for tensor in tensors) / n_weights
 
     config = LoadConfig(n_ctx=64, n_threads=1, safe_kernels=False)
     engine = LlamaEngine(target, config)
     try:
+        assert report.n_params == engine.info.n_params
+        assert report.bits_per_weight == 8 * engine.info.weights_bytes / engine.info.n_params
         tokens = engine.tokenize("The cat sat on the")
         assert np.isfinite(engine.score(tokens)).all()
         context = engine.new_context()
