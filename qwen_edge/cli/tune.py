@@ -111,7 +111,7 @@ def command(
         prompts = read_prompts(prompts_path) if prompts_path is not None else []
         record = tune_file(path, workload, kv_types=kv_types, budget_s=budget_s, say=note)
         if prompts:
-            note(f"answering {len(prompts)} prompts with and without prompt lookup, in turns")
+            note(f"answering the prompts ({len(prompts)}) with and without prompt lookup, in turns")
             record = with_speculation(path, record, prompts)
         tuned.remember(path, record)
     if output_format == "json":
