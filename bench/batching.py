@@ -147,7 +147,10 @@ def main(file: Path, counts: str, threads: int | None, repetitions: int, batched
     )
     for count in map(int, counts.split(",")):
         config = LoadConfig(
-            n_ctx=_PROMPT_TOKENS + _GENERATE_TOKENS + 1, n_threads=threads, n_sessions=max(2, count)
+            tuned=False,
+            n_ctx=_PROMPT_TOKENS + _GENERATE_TOKENS + 1,
+            n_threads=threads,
+            n_sessions=max(2, count),
         )
         samples: dict[str, list[float]] = {"apart": [], "together": [], "peer": []}
         with qwen_edge.load(path, config) as model:
@@ -167,7 +170,7 @@ def main(file: Path, counts: str, threads: int | None, repetitions: int, batched
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)
-    config = LoadConfig(n_ctx=_LONG_PROMPT_TOKENS + 16, n_threads=threads, n_sessions=3)
+    config = LoadConfig(n_ctx=_LONG_PROMPT_TOKENS + 16, n_threads=threads, n_sessions=3, tuned=False)
     with qwen_edge.load(path, config) as model:
         prompts = [_random_tokens(model, _PROMPT_TOKENS, _SEED + i) for i in range(2)]
         for name, prompt in (

@@ -80,7 +80,7 @@ def measure_once(name: str, workload: Workload, n_threads: int, genai_python: st
 def _measure_here(name: str, numbers: Sequence[int]) -> Sample:
     prompt_tokens, generate_tokens, depth, n_threads = numbers
     workload = Workload(prompt_tokens=prompt_tokens, generate_tokens=generate_tokens, depth=depth)
-    config = LoadConfig(n_ctx=workload.rounded_n_ctx, n_threads=n_threads, prefix_cache=False)
+    config = LoadConfig(n_ctx=workload.rounded_n_ctx, n_threads=n_threads, prefix_cache=False, tuned=False)
     with qwen_edge.load(hub.locate(name), config) as model, model.session() as session:
         runner = WorkloadRunner(model, session, workload, GREEDY)
         runner.fill()

@@ -92,7 +92,9 @@ def compare(
     workload = Workload(
         prompt_tokens=_WORKLOAD.prompt_tokens, generate_tokens=_WORKLOAD.generate_tokens, depth=depth
     )
-    config = LoadConfig(n_ctx=workload.rounded_n_ctx, n_threads=n_threads, flash_attention=flash_attention)
+    config = LoadConfig(
+        n_ctx=workload.rounded_n_ctx, n_threads=n_threads, flash_attention=flash_attention, tuned=False
+    )
     result = Comparison(depth, flash_attention)
     with qwen_edge.load(file, config) as model, model.session() as session:
         runner = WorkloadRunner(model, session, workload)

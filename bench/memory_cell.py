@@ -223,7 +223,9 @@ def main(path: str, settings: str) -> int:
     """Load, fill and decode in this process, which should be a fresh one, and print what became of it."""
     found: dict[str, Any]
     try:
-        with qwen_edge.load(path, LoadConfig(prefix_cache=False, **json.loads(settings))) as model:
+        with qwen_edge.load(
+            path, LoadConfig(prefix_cache=False, tuned=False, **json.loads(settings))
+        ) as model:
             n_ctx = fill(model, Path(path))
         found = {"n_ctx": n_ctx, "peak_bytes": device.peak_memory_bytes()}
     except InsufficientMemoryError as error:

@@ -249,7 +249,7 @@ def main(
     from rich.console import Console
 
     console = Console(highlight=False)
-    config = LoadConfig(n_ctx=1024, n_threads=threads, flash_attention=flash_attention)  # type: ignore[arg-type]
+    config = LoadConfig(n_ctx=1024, n_threads=threads, flash_attention=flash_attention, tuned=False)  # type: ignore[arg-type]
     path = hub.locate(file)
     if calls or acceptance is not None:
         # Without the check of vocabularies: random weights have none.

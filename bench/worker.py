@@ -30,7 +30,10 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     path = Path(order["file"])
     workload = Workload(**order["workload"])
     config = LoadConfig(
-        n_ctx=order["n_ctx"], n_threads=order["n_threads"], flash_attention=order["flash_attention"]
+        tuned=False,  # the settings that the record states are those that are measured
+        n_ctx=order["n_ctx"],
+        n_threads=order["n_threads"],
+        flash_attention=order["flash_attention"],
     )
     for file in model_files(path):
         _read_through(file)

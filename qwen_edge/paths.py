@@ -42,6 +42,11 @@ def models_folder() -> Path:
     return cache_root() / "models"
 
 
+def tune_folder() -> Path:
+    """Return the folder for the fastest settings that were found."""
+    return cache_root() / "tune"
+
+
 def prefixes_folder() -> Path:
     """Return the folder for evaluated prompt prefixes."""
     return cache_root() / "prefixes"

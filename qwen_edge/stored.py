@@ -30,7 +30,7 @@ from qwen_edge.hub.local import checkpoints_folder, model_path
 from qwen_edge.manifest import manifest_path, read_manifest
 from qwen_edge.native.builds import builds_folder
 from qwen_edge.native.library import library_folder
-from qwen_edge.paths import cache_root, models_folder, prefixes_folder
+from qwen_edge.paths import cache_root, models_folder, prefixes_folder, tune_folder
 
 Kind = Literal[
     "model", "checkpoint", "repository", "partial", "native", "prefix-cache", "history", "records", "other"
@@ -121,7 +121,7 @@ def stored_files() -> list[Stored]:
         ("history", "what was typed in chat", root / "history"),
         ("records", "where files come from", root / "manifests"),
         ("records", "verdicts on the library", root / "probe"),
-        ("records", "fastest settings", root / "tune"),
+        ("records", "fastest settings", tune_folder()),
         ("records", "what this machine can do", root / "device"),
         *(
             ("records", f"digests of files ({path.name})", path)

@@ -153,7 +153,7 @@ def find_record(path: Path) -> TuneRecord | None:
     """
     try:
         size = _size(path)
-        if not any(_folder().glob(f"{size}-*.json")):
+        if not any(paths.tune_folder().glob(f"{size}-*.json")):
             return None
         return record_from_json(_record_path(path))
     except (OSError, QwenEdgeError):
@@ -205,11 +205,7 @@ def record_from_json(path: Path) -> TuneRecord | None:
 
 
 def _record_path(path: Path) -> Path:
-    return _folder() / f"{_size(path)}-{_key(path)}.json"
-
-
-def _folder() -> Path:
-    return paths.cache_root() / "tune"
+    return paths.tune_folder() / f"{_size(path)}-{_key(path)}.json"
 
 
 def _parts(path: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_edge import device
-from qwen_edge.config import KVType, LoadConfig
+from qwen_edge.config import QUANTIZED_KV_TYPES, KVType, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import NativeError
 from qwen_edge.memory_check import memory_estimator, require_memory
@@ -82,7 +82,7 @@ def tune_file(
     default = Settings(
         n_threads=n_cores,
         kv_type=kv_types[0],
-        flash_attention="on" if kv_types[0] in ("q8_0", "q4_0") else "off",
+        flash_attention="on" if kv_types[0] in QUANTIZED_KV_TYPES else "off",
     )
     # Refuses, with ways out, what does not even fit as it is.
     require_memory(path, default.config(base) if is_gguf else base)

@@ -212,4 +212,4 @@ def _record_path(shape: Shape, type_name: str, workload: Workload) -> Path:
         library.library_fingerprint(),
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-    return paths.cache_root() / "tune" / f"shape-{key}.json"
+    return paths.tune_folder() / f"shape-{key}.json"

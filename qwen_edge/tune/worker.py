@@ -12,13 +12,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from qwen_edge.config import LoadConfig
+from qwen_edge.config import MAX_SESSIONS, LoadConfig
 from qwen_edge.engines.base import Context, Engine
 from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import QwenEdgeError
@@ -84,7 +84,7 @@ class Worker:
         self._engine: Engine | None = None
         self._n_threads = 0
         self._contexts: dict[Job, list[Context]] = {}
-        self._threads = ThreadPoolExecutor(max_workers=256)
+        self._threads = ThreadPoolExecutor(max_workers=MAX_SESSIONS)
 
     def run(self, job: Job) -> float:
         """Return the seconds a token (decode: a step of all sessions).
@@ -185,14 +185,7 @@ class Worker:
 
 def _context_key(job: Job) -> Job:
     """Return what contexts are kept under: one serves both phases where settings are equal."""
-    return Job(
-        phase="prefill",
-        settings=job.settings,
-        n_tokens=0,
-        depth=job.depth,
-        n_sessions=job.n_sessions,
-        n_ctx=job.n_ctx,
-    )
+    return replace(job, phase="prefill", n_tokens=0)
 
 
 def _append(context: Context, tokens: Sequence[int]) -> None:
