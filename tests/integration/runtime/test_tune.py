@@ -11,6 +11,8 @@ import pytest
 
 import qwen_edge
 from qwen_edge import device
+from qwen_edge.bench import BenchConfig, run_benchmark
+from qwen_edge.bench import Workload as BenchWorkload
 from qwen_edge.cli.main import main
 from qwen_edge.config import GREEDY, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
@@ -66,6 +68,27 @@ def test_a_loaded_model_runs_with_what_was_found(tiny_bf16: Path) -> None:
             assert session.send(prompt, thinking="off", sampling=GREEDY).text == expected
         with qwen_edge.load(tiny_bf16, tuned=False, n_threads=1) as model:
             assert model.info.settings["flash_attention"] == "off"
+    finally:
+        forget(tiny_bf16)
+
+
+def test_a_benchmark_measures_the_settings_that_it_states(tiny_bf16: Path) -> None:
+    found = TuneRecord(
+        settings=Settings(n_threads=1, n_batch=32, flash_attention="on"),
+        workload=WORKLOAD,
+        speeds={name: {"prefill": 1.0, "decode": 1.0, "turn_s": 1.0} for name in ("default", "tuned")},
+        seconds=1.0,
+        measured_at=0.0,
+    )
+    remember(tiny_bf16, found)
+    try:
+        with qwen_edge.load(tiny_bf16) as model:
+            assert model.info.settings["flash_attention"] == "on"
+        config = BenchConfig(
+            workload=BenchWorkload(prompt_tokens=8, generate_tokens=4), repetitions=1, n_threads=1
+        )
+        [result] = run_benchmark([tiny_bf16], config).results
+        assert (result.settings["flash_attention"], result.settings["n_batch"]) == ("off", 512)
     finally:
         forget(tiny_bf16)
 
