@@ -8,7 +8,6 @@ MODEL ?=
 ARGS ?=
 FILES ?=
 
-
 VENV := .venv
 ARM64_DIST := dist/arm64
 BIN := $(VENV)/bin
@@ -18,7 +17,7 @@ STAMP := $(VENV)/.qwen-edge-setup
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this CPU
 	@echo "ready: $(BIN)/qwen-edge --help"

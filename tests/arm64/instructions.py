@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import click
+
 from qwen_edge.native.cpu_modules import ARM_MODULES, module_files
 
 # Column -> the feature that it belongs to, and the lines of a disassembly that show it.
@@ -104,10 +106,10 @@ def main() -> int:
         with zipfile.ZipFile(wheels[-1]) as archive:
             archive.extractall(folder)
         counts = look(Path(folder) / "llama_cpp/lib")
-    print(f"instructions in the kernels of {wheels[-1].name}\n\n{table(counts)}\n")
+    click.echo(f"instructions in the kernels of {wheels[-1].name}\n\n{table(counts)}\n")
     found = [line for level, needs in ARM_MODULES.items() for line in mistakes(level, needs, counts[level])]
     for line in found:
-        print(line, file=sys.stderr)
+        click.echo(line, err=True)
     return 1 if found else 0
 
 
