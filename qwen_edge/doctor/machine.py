@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 import qwen_edge
@@ -19,8 +19,20 @@ from qwen_edge.native.builds import chosen_build
 GROUP = "Machine"
 PACKAGES = "Packages"
 
+# A tenth of the time is lost: swapping, or close to it.
+_MUCH_PRESSURE_PERCENT = 10
+
+_COOLING = "Cool it: a heat sink with a fan, and room for the air. qwen-edge device shows the temperature."
 # Not offered: the native library is built by `qwen-edge setup`, the others are for people who work on the project.
 _LEFT_OUT = frozenset({"llama", "all", "dev", "ecosystem"})
+# What helps against what slows a machine, for what is said of it. A Raspberry Pi draws more than most chargers give.
+_REMEDIES = {
+    "under-voltage": "Power it with the supply made for the board (Raspberry Pi 4: 5.1 V and 3 A, Pi 5: 5.1 V and 5 A) and a "
+    "short cable; a hub or a phone's charger is too weak.",
+    "throttled": _COOLING,
+    "soft temperature limit": _COOLING,
+    "frequency capped": _COOLING,
+}
 _PURPOSES = {
     "onnx": "models exported to ONNX",
     "convert": "converting checkpoints",
@@ -74,6 +86,12 @@ def check_state() -> Iterator[Check]:
     ]
     if slow:
         found.append(f"slowed now: {', '.join(dict.fromkeys(slow))}")
+    before = [reason for reason in (throttling.since_boot if throttling else ()) if reason not in slow]
+    if before:
+        found.append(f"slowed since boot: {', '.join(before)}")
+    pressure = device.known(facts.memory.pressure)
+    if pressure and pressure.some_percent >= _MUCH_PRESSURE_PERCENT:
+        found.append(f"programs waited for memory in {pressure.some_percent:.0f}% of the last ten seconds")
     battery = device.known(facts.battery)
     if battery and device.known(facts.power_source) == "battery":
         found.append(f"on battery, {battery.charge_percent:.0f}%")
@@ -81,11 +99,17 @@ def check_state() -> Iterator[Check]:
         yield Check(
             group=GROUP,
             name="state",
-            status="note" if slow else "ok",
+            status="note" if slow or before else "ok",
             found="; ".join(found),
             cost="answers come slower than they could" if slow else "",
-            advice="qwen-edge device shows temperatures and limits." if slow else "",
+            advice=_advice((*slow, *before)),
         )
+
+
+def _advice(slow: Sequence[str]) -> str:
+    """Return what helps, the power first: firmware also throttles for want of it."""
+    remedies = dict.fromkeys(text for reason, text in _REMEDIES.items() if reason in slow)
+    return " ".join(remedies) or ("qwen-edge device shows temperatures and limits." if slow else "")
 
 
 def check_extras() -> Iterator[Check]:

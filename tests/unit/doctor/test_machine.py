@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from unit.device import trees
+from unit.device import arm_trees, trees
 
 from qwen_edge import device
 from qwen_edge.device import Bandwidth, ThreadBandwidth
-from qwen_edge.device.linux import probe_linux
+from qwen_edge.device.linux import probe_android, probe_linux
 from qwen_edge.doctor import machine
 from qwen_edge.errors import NativeError
 
@@ -55,6 +55,27 @@ def test_what_slows_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(device, "probe_machine", lambda: board)
     (check,) = machine.check_state()
     assert check.found == "slowed now: under-voltage, throttled"
+    assert check.advice.startswith("Power it with the supply made for the board")
+    assert "Cool it" in check.advice
+
+
+def test_what_slowed_a_board_before_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = probe_linux(arm_trees.raspberry_pi_4(tmp_path / "board", throttled="80000"))
+    monkeypatch.setattr(device, "probe_machine", lambda: board)
+    (check,) = machine.check_state()
+    assert (check.status, check.cost) == ("note", "")
+    assert check.found == "slowed since boot: soft temperature limit"
+    assert check.advice.startswith("Cool it: ")
+
+
+def test_waiting_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = probe_android(arm_trees.open_phone(tmp_path), "")
+    monkeypatch.setattr(device, "probe_machine", lambda: phone)
+    (check,) = machine.check_state()
+    assert "programs waited for memory in 14% of the last ten seconds" in check.found
+    assert "slowed now: cpufreq-cpu4, limited to 1.7 GHz" in check.found
 
 
 def test_a_machine_that_tells_nothing_gets_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
