@@ -129,6 +129,9 @@ fi
 
 if ! cmake --version >/dev/null 2>&1; then need "CMake" cmake; fi
 
+# Elsewhere pip brings ninja, compiled already. For Android there is none, and pip would compile that too.
+if [ "$manager" = pkg ] && ! command -v ninja >/dev/null 2>&1; then need "ninja" ninja; fi
+
 if [ -z "$missing" ]; then
     if [ -n "$python" ]; then echo "$python"; fi
     exit 0
@@ -155,7 +158,8 @@ if [ "$(id -u)" != 0 ]; then sudo="sudo "; fi
     if [ "$asked" = --tools ]; then
         echo "Then run qwen-edge setup again. Another compiler: CXX=clang++ qwen-edge setup"
         if [ -z "$problem" ]; then echo "CMake comes without root too: pip install cmake"; fi
-        if [ -n "$problem" ]; then echo 'To go without a compiler: pip install "qwen-edge[onnx]"'; fi
+        # ONNX Runtime has no wheel for Android.
+        if [ -n "$problem" ] && [ "$manager" != pkg ]; then echo 'To go without a compiler: pip install "qwen-edge[onnx]"'; fi
     else
         echo "Then run make again. Another Python or compiler: make setup PYTHON=/path/to/python3 CXX=clang++"
     fi
