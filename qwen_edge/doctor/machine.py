@@ -11,6 +11,7 @@ from importlib import metadata
 
 import qwen_edge
 from qwen_edge import device
+from qwen_edge.device.facts import on_android
 from qwen_edge.doctor.report import Check
 from qwen_edge.errors import QwenEdgeError
 from qwen_edge.native.build_plan import detect_compiler
@@ -33,6 +34,8 @@ _REMEDIES = {
     "soft temperature limit": _COOLING,
     "frequency capped": _COOLING,
 }
+# PyPI has no wheel of ONNX Runtime and tokenizers for Android; Termux and its user repository have packages.
+_TERMUX_ONNX = "pkg install python-onnxruntime tur-repo && pkg install python-tokenizers"
 _PURPOSES = {
     "onnx": "models exported to ONNX",
     "convert": "converting checkpoints",
@@ -159,7 +162,7 @@ def check_onnx() -> Check:
         name="onnxruntime",
         status="note",
         found=f"{lead}{way}",
-        advice='pip install "qwen-edge[onnx]"',
+        advice=_TERMUX_ONNX if on_android() else 'pip install "qwen-edge[onnx]"',
     )
 
 

@@ -157,9 +157,14 @@ if [ "$(id -u)" != 0 ]; then sudo="sudo "; fi
     fi
     if [ "$asked" = --tools ]; then
         echo "Then run qwen-edge setup again. Another compiler: CXX=clang++ qwen-edge setup"
-        if [ -z "$problem" ]; then echo "CMake comes without root too: pip install cmake"; fi
-        # ONNX Runtime has no wheel for Android.
-        if [ -n "$problem" ] && [ "$manager" != pkg ]; then echo 'To go without a compiler: pip install "qwen-edge[onnx]"'; fi
+        # Neither CMake nor ONNX Runtime has a wheel for Android.
+        if [ "$manager" = pkg ]; then
+            :
+        elif [ -z "$problem" ]; then
+            echo "CMake comes without root too: pip install cmake"
+        else
+            echo 'To go without a compiler: pip install "qwen-edge[onnx]"'
+        fi
     else
         echo "Then run make again. Another Python or compiler: make setup PYTHON=/path/to/python3 CXX=clang++"
     fi

@@ -182,4 +182,7 @@ def test_termux_gets_its_own_packages_and_ninja_beside_them(machine: Path) -> No
     for name in ("c++", "cmake"):
         _add(machine, name)
     _add(machine, "ninja", "exit 0")
-    assert _run(machine, "--tools", TERMUX_VERSION="0.118.3").returncode == 0
+    done = _run(machine, "--tools", TERMUX_VERSION="0.118.3")
+    assert (done.returncode, done.stderr) == (0, "")
+    (machine / "cmake").unlink()
+    assert "pip install cmake" not in _run(machine, "--tools", TERMUX_VERSION="0.118.3").stderr

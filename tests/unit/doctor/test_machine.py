@@ -123,6 +123,12 @@ def test_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.check_onnx().found.startswith("tokenizers is missing")
 
 
+def test_on_android_onnx_runtime_is_a_package_of_termux(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {})
+    monkeypatch.setattr(machine, "on_android", lambda: True)
+    assert machine.check_onnx().advice.startswith("pkg install python-onnxruntime")
+
+
 def test_without_compiler_and_library_it_is_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(_: object) -> None:
         raise NativeError("no C++ compiler found")
