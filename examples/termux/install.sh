@@ -5,7 +5,7 @@
 # Usage: sh examples/termux/install.sh [--dry-run] [--storage] [--no-build]
 #   --dry-run   print the commands and change nothing
 #   --storage   ask for access to shared storage too, for model files that lie there
-#   --no-build  leave the compilation out (for a wheel: qwen-edge setup --wheel FILE)
+#   --no-build  leave the compilation out, where the library comes from another phone (QWEN_EDGE_NATIVE)
 #
 # It can be run again at any time: what is there already is kept, and an interrupted compilation goes on.
 
@@ -65,7 +65,7 @@ if [ "$free_mb" -lt "$needed_disk_mb" ]; then
 fi
 memory_mb=$(($(awk '/^MemTotal:/ { print $2 }' /proc/meminfo) / 1024))
 if [ -n "$build" ] && [ "$memory_mb" -lt "$needed_memory_mb" ]; then
-    fail "compiling needs a phone with $needed_memory_mb MB of memory, this one has $memory_mb MB. With a wheel: --no-build"
+    fail "compiling needs a phone with $needed_memory_mb MB of memory, this one has $memory_mb MB: --no-build, with a library from another phone"
 fi
 say "$free_mb MB of storage are free, $memory_mb MB of memory are there"
 

@@ -164,12 +164,12 @@ def test_where_it_cannot_work_it_says_so_first(
     assert phone.done == []
 
 
-def test_too_little_memory_to_compile_asks_for_a_wheel(phone: Phone) -> None:
+def test_too_little_memory_to_compile_asks_for_a_library(phone: Phone) -> None:
     awk = shutil.which("awk")
     phone.add("awk", f'case "$1" in *MemTotal*) echo 900000 ;; *) exec {awk} "$@" ;; esac')
     done = phone.run()
     assert done.returncode == 1
-    assert "this one has 878 MB. With a wheel: --no-build" in done.stderr
+    assert "this one has 878 MB: --no-build, with a library" in done.stderr
     assert phone.run("--no-build").returncode == 0
 
 
