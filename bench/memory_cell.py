@@ -205,7 +205,7 @@ def zero_onnx_state(folder: Path, n_tokens: int) -> NDArray[np.uint8]:
 
 def _zeros(n_bytes: int) -> NDArray[np.uint8]:
     """Return zeros that take no memory where nothing else is written to them."""
-    if sys.platform != "linux":
+    if sys.platform not in ("linux", "android"):
         return np.zeros(n_bytes, dtype=np.uint8)
     area = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     area.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page around each word that is written would count

@@ -103,7 +103,7 @@ class LoadConfig:
             (112 KiB a token for Qwen3-0.6B in F16), so the model's own limit is not the default. "auto" (AUTO_N_CTX) takes
             the largest that fits in the memory that is free, with a tenth of it to spare, and that the model was
             trained for.
-        n_threads: CPU threads; None takes the physical cores this process may use.
+        n_threads: CPU threads; None takes the physical cores this process may use, on ARM without the little ones.
         n_prefill_threads: CPU threads while a prompt is read, for llama.cpp; None takes n_threads.
         affinity: "cores" binds each thread to a physical core of its own, the fastest first, "none" leaves that to the
             system. Linux, Android and Windows, for llama.cpp.

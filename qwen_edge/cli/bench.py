@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.option(
     "--depth", type=int, default=0, show_default=True, help="Tokens in the KV cache before each of the two."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads. Default: the physical cores, on ARM without the little ones.",
+)
 @click.option(
     "--n-ctx", type=int, help="Context, in tokens. Default: what the workload needs, rounded up to 256."
 )

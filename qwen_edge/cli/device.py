@@ -20,6 +20,9 @@ _CACHE_LETTERS = {"data": "d", "instruction": "i", "unified": ""}
 # What stands for a fact in the list of those that are not told.
 _NAMES = {
     "last_level_bytes": "",
+    "memory.pressure": "pressure",
+    "memory.killer.levels": "memory killer",
+    "memory.killer.oom_score_adj": "",
     "numa": "memory nodes",
     "power_source": "power",
     "energy_counters": "energy",
@@ -89,6 +92,11 @@ def _rows(machine: Machine) -> Iterator[tuple[str, str]]:
             f"{format_bytes(swap.free_bytes)} of {format_bytes(swap.total_bytes)} free{zram}"
             if swap.total_bytes
             else "none",
+        )
+    if (pressure := known(machine.memory.pressure)) and pressure.some_percent:
+        yield (
+            "pressure",
+            f"programs waited for memory in {pressure.some_percent:.0f}% of the last ten seconds",
         )
     yield from _bandwidth(machine)
     yield from _state(machine)

@@ -143,7 +143,7 @@ _OPTIONS = (
                  help="Think first, answer at once, as the model is used to, or think for at most N tokens. Default: auto."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after this many tokens, thinking included."),
     n_ctx_option,
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: the physical cores."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: the physical cores, on ARM without the little ones."),
     flash_attention_option,
     kv_type_option,
     click.option("--provider", default="cpu", show_default=True,

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     help="The checkpoint that FILE was made from: a folder, or the name of a pulled model.",
 )
 @merged_adapter_option("PEFT adapter that was merged into FILE, its folder; may be given again.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the physical cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads. Default: the physical cores, on ARM without the little ones.",
+)
 @format_option
 def command(
     file: Path,

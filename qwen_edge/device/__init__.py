@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qwen_edge.device.cores import Cores as Cores
     from qwen_edge.device.cores import UsableCores as UsableCores
     from qwen_edge.device.cores import core_cpus as core_cpus
+    from qwen_edge.device.cores import default_threads as default_threads
     from qwen_edge.device.cores import usable_cores as usable_cores
     from qwen_edge.device.cpuinfo import cpu_features as cpu_features
     from qwen_edge.device.cpuinfo import cpu_name as cpu_name
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from qwen_edge.device.memory import Memory as Memory
     from qwen_edge.device.memory import Swap as Swap
     from qwen_edge.device.memory import available_memory_bytes as available_memory_bytes
+    from qwen_edge.device.memory_killer import MemoryKiller as MemoryKiller
+    from qwen_edge.device.memory_killer import MemoryPressure as MemoryPressure
     from qwen_edge.device.power import Battery as Battery
     from qwen_edge.device.probing import describe_machine as describe_machine
     from qwen_edge.device.probing import measure_bandwidth as measure_bandwidth
@@ -51,6 +54,8 @@ _HOMES = {
     "FrequencyPolicy": ".heat",
     "Machine": ".machine",
     "Memory": ".memory",
+    "MemoryKiller": ".memory_killer",
+    "MemoryPressure": ".memory_killer",
     "NumaNode": ".caches",
     "Swap": ".memory",
     "ThermalZone": ".heat",
@@ -63,6 +68,7 @@ _HOMES = {
     "core_cpus": ".cores",
     "cpu_features": ".cpuinfo",
     "cpu_name": ".cpuinfo",
+    "default_threads": ".cores",
     "describe_machine": ".probing",
     "known": ".facts",
     "measure_bandwidth": ".probing",
@@ -83,6 +89,8 @@ __all__ = [
     "FrequencyPolicy",
     "Machine",
     "Memory",
+    "MemoryKiller",
+    "MemoryPressure",
     "NumaNode",
     "Swap",
     "ThermalZone",
@@ -95,6 +103,7 @@ __all__ = [
     "core_cpus",
     "cpu_features",
     "cpu_name",
+    "default_threads",
     "describe_machine",
     "known",
     "measure_bandwidth",

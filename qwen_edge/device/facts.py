@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ class Unknown:
 def known(fact: T | Unknown) -> T | None:
     """Return a fact, or None where it is unknown."""
     return None if isinstance(fact, Unknown) else fact
+
+
+def on_android() -> bool:
+    """Return whether this is Android: Termux's Python says so as its platform since 3.13, "linux" before."""
+    return sys.platform == "android" or hasattr(sys, "getandroidapilevel")
 
 
 def why_unread(error: OSError) -> str:

@@ -13,8 +13,11 @@ from qwen_edge.device.facts import Tree, Unknown
 _THERMAL = "sys/class/thermal"
 _CPUFREQ = f"{CPU_FOLDER}/cpufreq"
 
-# Raspberry Pi's firmware. Source: Raspberry Pi documentation, vcgencmd get_throttled.
-_PI_THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
+# Raspberry Pi's firmware; its device is called after the node of the system on chip, whose name has an address since the
+# Pi 5. Source: Raspberry Pi documentation, vcgencmd get_throttled; its kernel's drivers/firmware/raspberrypi.c.
+_PLATFORM = "sys/devices/platform"
+# What the kernel itself watches on a Pi. Source: Linux, Documentation/hwmon/raspberrypi-hwmon.rst.
+_HWMON, _PI_VOLTAGE = "sys/class/hwmon", "rpi_volt"
 _PI_NOW = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_SINCE_BOOT = 16
 # Cooling devices that slow the processor, by how their names begin; others are fans, or slow something else.
@@ -138,8 +141,9 @@ def probe_throttling(tree: Tree, vcgencmd: Callable[[], str] = ask_vcgencmd) -> 
     Source: Linux, Documentation/ABI/testing/sysfs-devices-system-cpu, thermal_throttle;
     Documentation/driver-api/thermal/sysfs-api.rst, cooling devices.
     """
-    said = tree.text(_PI_THROTTLED)
-    if not said and "Raspberry Pi" in tree.text("proc/device-tree/model"):
+    said = _pi_flags(tree)
+    is_pi = "Raspberry Pi" in tree.text("proc/device-tree/model")
+    if not said and is_pi:
         said = vcgencmd().strip().removeprefix("throttled=")
     if said and (bits := _hex(said)) is not None:
         return Throttling(
@@ -149,6 +153,13 @@ def probe_throttling(tree: Tree, vcgencmd: Callable[[], str] = ask_vcgencmd) -> 
             told_by="get_throttled",
         )
     cooling = _cooling(tree)
+    if is_pi and (voltage := _pi_voltage(tree)) is not None:
+        return Throttling(
+            now=voltage + (cooling or ()),
+            n_events=None,
+            since_boot=(),
+            told_by=f"{_PI_VOLTAGE} and cooling devices",
+        )
     n_events = _throttle_events(tree)
     if n_events is not None:
         return Throttling(now=cooling or (), n_events=n_events, since_boot=(), told_by="thermal_throttle")
@@ -156,6 +167,23 @@ def probe_throttling(tree: Tree, vcgencmd: Callable[[], str] = ask_vcgencmd) -> 
         return Throttling(now=cooling, n_events=None, since_boot=(), told_by="cooling devices")
     where = f"/{CPU_FOLDER}/cpu0/thermal_throttle is not there"
     return Unknown(where + (": a virtual machine does not see it" if is_virtual(tree) else ""))
+
+
+def _pi_flags(tree: Tree) -> str:
+    """Return the firmware's flags as the kernel of Raspberry Pi OS has them; "" where it does not."""
+    for soc in tree.names(_PLATFORM, "soc"):
+        if text := tree.text(f"{_PLATFORM}/{soc}/{soc}:firmware/get_throttled"):
+            return text
+    return ""
+
+
+def _pi_voltage(tree: Tree) -> tuple[str, ...] | None:
+    """Return ("under-voltage",) where the supply has sagged lately, () where it has not; None where none watches it."""
+    for name in tree.names(_HWMON):
+        if tree.text(f"{_HWMON}/{name}/name") == _PI_VOLTAGE:
+            alarm = tree.number(f"{_HWMON}/{name}/in0_lcrit_alarm")
+            return None if alarm is None else (_PI_NOW[0],) * bool(alarm)
+    return None
 
 
 def _hex(text: str) -> int | None:

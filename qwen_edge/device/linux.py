@@ -15,6 +15,7 @@ from qwen_edge.device.cores import probe_cores, probe_usable
 from qwen_edge.device.facts import Tree, Unknown
 from qwen_edge.device.machine import Machine
 from qwen_edge.device.memory import memory_limits, memory_of, probe_swap
+from qwen_edge.device.memory_killer import probe_memory_killer, probe_pressure
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def probe_linux(root: Path = Path("/"), *, vcgencmd: Callable[[], str] = heat.as
         caches=found_caches,
         last_level_bytes=caches.last_level_bytes(found_caches),
         numa=caches.probe_numa(tree),
-        memory=memory_of(memory_limits(root), probe_swap(tree)),
+        memory=memory_of(memory_limits(root, is_android=False), probe_swap(tree), probe_pressure(tree)),
         bandwidth=NOT_MEASURED,
         power_source=power.probe_power_source(tree, battery),
         battery=battery,
@@ -74,9 +75,17 @@ def probe_android(root: Path, getprop: str) -> Machine:
     chip = " ".join(
         filter(None, (properties.get(f"ro.soc.{part}", "") for part in ("manufacturer", "model")))
     )
+    killer = probe_memory_killer(Tree(root))
+    memory = memory_of(
+        memory_limits(root, is_android=True),
+        _hidden(found.memory.swap),
+        _hidden(found.memory.pressure),
+        replace(killer, levels=_hidden(killer.levels), oom_score_adj=_hidden(killer.oom_score_adj)),
+    )
     return replace(
         found,
         system="android",
+        memory=memory,
         model=f"{maker} {model}".strip() or Unknown("getprop tells no ro.product.model"),
         cpu_name=chip or found.cpu_name,
         caches=_hidden(found.caches),

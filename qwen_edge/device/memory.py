@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from qwen_edge.device.cgroups import cgroup_folders
-from qwen_edge.device.facts import Tree, Unknown
+from qwen_edge.device.facts import Tree, Unknown, on_android
+from qwen_edge.device.memory_killer import MemoryKiller, MemoryPressure, probe_memory_killer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +20,14 @@ class AvailableMemory:
     Attributes:
         available_bytes: What is free, file cache that can be dropped included; 0 where a limit is passed already.
         total_bytes: The machine's memory, or the limit.
-        limited_by: "system" without a tighter limit, "cgroup" in a container or slice, "ulimit" for a process.
+        limited_by: "system" without a tighter limit, "memory killer" on Android, "cgroup" in a container or slice, "ulimit"
+            for a process.
         reason: The same for people.
     """
 
     available_bytes: int
     total_bytes: int
-    limited_by: Literal["system", "cgroup", "ulimit"]
+    limited_by: Literal["system", "memory killer", "cgroup", "ulimit"]
     reason: str
 
 
@@ -38,9 +40,16 @@ def available_memory_bytes(root: Path = Path("/")) -> AvailableMemory:
     return min(memory_limits(root), key=lambda memory: memory.available_bytes)
 
 
-def memory_limits(root: Path = Path("/")) -> tuple[AvailableMemory, ...]:
-    """Return what the system, each cgroup with a limit and each ulimit leave, the system first."""
-    return (_system_memory(root), *_cgroup_memory(root), *_ulimit_memory(root))
+def memory_limits(root: Path = Path("/"), *, is_android: bool | None = None) -> tuple[AvailableMemory, ...]:
+    """Return what the system, Android's memory killer, each cgroup with a limit and each ulimit leave, the system first.
+
+    Args:
+        root: Where /proc and /sys are.
+        is_android: None asks this system.
+    """
+    system = _system_memory(root)
+    killer = (_left_by_killer(system, root),) if (on_android() if is_android is None else is_android) else ()
+    return (system, *killer, *_cgroup_memory(root), *_ulimit_memory(root))
 
 
 def _system_memory(root: Path) -> AvailableMemory:
@@ -57,6 +66,17 @@ def _system_memory(root: Path) -> AvailableMemory:
         total_bytes=total,
         limited_by="system",
         reason=f"{_gigabytes(available)} of this machine's {_gigabytes(total)} are free",
+    )
+
+
+def _left_by_killer(system: AvailableMemory, root: Path) -> AvailableMemory:
+    """Return what may be taken without Android ending programs for it."""
+    reserve_bytes = probe_memory_killer(Tree(root)).reserve_bytes
+    return AvailableMemory(
+        available_bytes=max(0, system.available_bytes - reserve_bytes),
+        total_bytes=system.total_bytes,
+        limited_by="memory killer",
+        reason=f"{system.reason}, and below {_gigabytes(reserve_bytes)} Android ends programs",
     )
 
 
@@ -168,23 +188,37 @@ class Memory:
     Attributes:
         total_bytes: As the system counts it, without cgroups.
         available: The tightest of `limits`.
-        limits: What the system, each cgroup with a limit and each ulimit leave.
+        limits: What the system, Android's memory killer, each cgroup with a limit and each ulimit leave.
         swap: Its size and what is free of it.
+        pressure: How hard it is to get at this moment.
+        killer: What ends programs for it on Android; None elsewhere.
     """
 
     total_bytes: int
     available: AvailableMemory
     limits: tuple[AvailableMemory, ...]
     swap: Swap | Unknown
+    pressure: MemoryPressure | Unknown
+    killer: MemoryKiller | None
 
 
-def memory_of(limits: tuple[AvailableMemory, ...], swap: Swap | Unknown) -> Memory:
+_NO_PRESSURE = Unknown("only Linux tells it")
+
+
+def memory_of(
+    limits: tuple[AvailableMemory, ...],
+    swap: Swap | Unknown,
+    pressure: MemoryPressure | Unknown = _NO_PRESSURE,
+    killer: MemoryKiller | None = None,
+) -> Memory:
     """Return the facts of memory; `limits` is what `memory_limits` gives, the system first."""
     return Memory(
         total_bytes=limits[0].total_bytes,
         available=min(limits, key=lambda memory: memory.available_bytes),
         limits=limits,
         swap=swap,
+        pressure=pressure,
+        killer=killer,
     )
 
 

@@ -13,7 +13,7 @@ from qwen_edge.device import bandwidth as reading
 from qwen_edge.device.bandwidth import Bandwidth
 from qwen_edge.device.cores import usable_cores
 from qwen_edge.device.cpuinfo import cpu_features, cpu_name, output_of
-from qwen_edge.device.facts import known
+from qwen_edge.device.facts import known, on_android
 from qwen_edge.device.machine import Machine
 from qwen_edge.errors import NoFolderError
 
@@ -66,8 +66,7 @@ def _probe_system() -> Machine:
         return probe_windows()
     from qwen_edge.device.linux import probe_android, probe_linux
 
-    # Termux's Python says "linux" before 3.13 and "android" since.
-    if hasattr(sys, "getandroidapilevel"):
+    if on_android():
         return probe_android(Path("/"), output_of(["getprop"], timeout_s=2))
     return probe_linux()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 def peak_memory_bytes() -> int:
     """Return the largest resident size this process has had."""
-    if sys.platform == "linux":
+    if sys.platform in ("linux", "android"):
         # Not getrusage: its ru_maxrss survives exec, so a child begins with its parent's. Source: proc(5), VmHWM.
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         if found:

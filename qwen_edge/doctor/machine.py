@@ -6,11 +6,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 import qwen_edge
 from qwen_edge import device
+from qwen_edge.device.facts import on_android
 from qwen_edge.doctor.report import Check
 from qwen_edge.errors import QwenEdgeError
 from qwen_edge.native.build_plan import detect_compiler
@@ -19,8 +20,22 @@ from qwen_edge.native.builds import chosen_build
 GROUP = "Machine"
 PACKAGES = "Packages"
 
+# A tenth of the time is lost: swapping, or close to it.
+_MUCH_PRESSURE_PERCENT = 10
+
+_COOLING = "Cool it: a heat sink with a fan, and room for the air. qwen-edge device shows the temperature."
 # Not offered: the native library is built by `qwen-edge setup`, the others are for people who work on the project.
 _LEFT_OUT = frozenset({"llama", "all", "dev", "ecosystem"})
+# What helps against what slows a machine, for what is said of it. A Raspberry Pi draws more than most chargers give.
+_REMEDIES = {
+    "under-voltage": "Power it with the supply made for the board (Raspberry Pi 4: 5.1 V and 3 A, Pi 5: 5.1 V and 5 A) and a "
+    "short cable; a hub or a phone's charger is too weak.",
+    "throttled": _COOLING,
+    "soft temperature limit": _COOLING,
+    "frequency capped": _COOLING,
+}
+# PyPI has no wheel of ONNX Runtime and tokenizers for Android; Termux and its user repository have packages.
+_TERMUX_ONNX = "pkg install python-onnxruntime tur-repo && pkg install python-tokenizers"
 _PURPOSES = {
     "onnx": "models exported to ONNX",
     "convert": "converting checkpoints",
@@ -74,6 +89,12 @@ def check_state() -> Iterator[Check]:
     ]
     if slow:
         found.append(f"slowed now: {', '.join(dict.fromkeys(slow))}")
+    before = [reason for reason in (throttling.since_boot if throttling else ()) if reason not in slow]
+    if before:
+        found.append(f"slowed since boot: {', '.join(before)}")
+    pressure = device.known(facts.memory.pressure)
+    if pressure and pressure.some_percent >= _MUCH_PRESSURE_PERCENT:
+        found.append(f"programs waited for memory in {pressure.some_percent:.0f}% of the last ten seconds")
     battery = device.known(facts.battery)
     if battery and device.known(facts.power_source) == "battery":
         found.append(f"on battery, {battery.charge_percent:.0f}%")
@@ -81,11 +102,17 @@ def check_state() -> Iterator[Check]:
         yield Check(
             group=GROUP,
             name="state",
-            status="note" if slow else "ok",
+            status="note" if slow or before else "ok",
             found="; ".join(found),
             cost="answers come slower than they could" if slow else "",
-            advice="qwen-edge device shows temperatures and limits." if slow else "",
+            advice=_advice((*slow, *before)),
         )
+
+
+def _advice(slow: Sequence[str]) -> str:
+    """Return what helps, the power first: firmware also throttles for want of it."""
+    remedies = dict.fromkeys(text for reason, text in _REMEDIES.items() if reason in slow)
+    return " ".join(remedies) or ("qwen-edge device shows temperatures and limits." if slow else "")
 
 
 def check_extras() -> Iterator[Check]:
@@ -135,7 +162,7 @@ def check_onnx() -> Check:
         name="onnxruntime",
         status="note",
         found=f"{lead}{way}",
-        advice='pip install "qwen-edge[onnx]"',
+        advice=_TERMUX_ONNX if on_android() else 'pip install "qwen-edge[onnx]"',
     )
 
 

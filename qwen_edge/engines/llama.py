@@ -144,7 +144,7 @@ class LlamaEngine(Engine):
             check_model_file(path)
         self._config = config
         self._adapters = [FileIdentity.of_parts(each.path) for each in config.adapters]
-        self._n_threads = config.n_threads or device.usable_cores()
+        self._n_threads = config.n_threads or device.default_threads()
         self._shared: SharedCache | None = None
         self._model = model = NativeModel(
             path, load_mode=config.load_mode, safe_kernels=safe_kernels, adapters=config.adapters
@@ -231,7 +231,7 @@ class LlamaEngine(Engine):
         """
         with self._model.lock:
             self._config = config
-            self._n_threads = config.n_threads or device.usable_cores()
+            self._n_threads = config.n_threads or device.default_threads()
             self._shared = None
 
     def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -55,7 +55,7 @@ class OnnxEngine(Engine):
         )
         self._config = config
         self._weights_bytes = folder.weights_bytes
-        n_threads = config.n_threads or device.usable_cores()
+        n_threads = config.n_threads or device.default_threads()
         self._tokenizer = shared_tokenizer(folder.tokenizer_path, folder.end_tokens)
         graph = onnx_runtime.OnnxGraph(folder.graph.path, n_threads=n_threads, provider=config.provider)
         self._graph: onnx_runtime.OnnxGraph | None = graph

@@ -129,6 +129,9 @@ fi
 
 if ! cmake --version >/dev/null 2>&1; then need "CMake" cmake; fi
 
+# Elsewhere pip brings ninja, compiled already. For Android there is none, and pip would compile that too.
+if [ "$manager" = pkg ] && ! command -v ninja >/dev/null 2>&1; then need "ninja" ninja; fi
+
 if [ -z "$missing" ]; then
     if [ -n "$python" ]; then echo "$python"; fi
     exit 0
@@ -154,8 +157,14 @@ if [ "$(id -u)" != 0 ]; then sudo="sudo "; fi
     fi
     if [ "$asked" = --tools ]; then
         echo "Then run qwen-edge setup again. Another compiler: CXX=clang++ qwen-edge setup"
-        if [ -z "$problem" ]; then echo "CMake comes without root too: pip install cmake"; fi
-        if [ -n "$problem" ]; then echo 'To go without a compiler: pip install "qwen-edge[onnx]"'; fi
+        # Neither CMake nor ONNX Runtime has a wheel for Android.
+        if [ "$manager" = pkg ]; then
+            :
+        elif [ -z "$problem" ]; then
+            echo "CMake comes without root too: pip install cmake"
+        else
+            echo 'To go without a compiler: pip install "qwen-edge[onnx]"'
+        fi
     else
         echo "Then run make again. Another Python or compiler: make setup PYTHON=/path/to/python3 CXX=clang++"
     fi

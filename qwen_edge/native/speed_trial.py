@@ -120,7 +120,7 @@ def measure_speeds(
         Speeds by name; who did not finish a turn is missing.
     """
     ends = time.monotonic() + budget_s
-    trial = Trial(n_threads=n_threads or device.usable_cores())
+    trial = Trial(n_threads=n_threads or device.default_threads())
     turns: dict[str, list[Turn]] = {contestant.name: [] for contestant in contestants}
     for turn in range(_MAX_TURNS):
         for contestant in contestants:

@@ -30,7 +30,7 @@ class Cell:
 
 
 def thread_counts(n_cores: int, n_fast: int, n_logical: int) -> tuple[int, ...]:
-    """Return numbers of threads to try, the default first: half of the cores up to all, and SMT where there is any.
+    """Return numbers of threads to try: half of the cores up to all, and SMT where there is any.
 
     Args:
         n_cores: Physical cores that may be used.

@@ -66,7 +66,7 @@ def tune_file(
         workload: What is to be fast; None for a chat.
         kv_types: Types of the KV cache that are allowed. The first is the default.
         budget_s: Wall clock. A first look at everything is taken in any case.
-        is_brief: Try kernels and attention only, with all cores: a third of the time.
+        is_brief: Try kernels and attention only, with the default number of threads: a third of the time.
         build: Native library; None for the one that this process uses.
         say: Takes a line for the person who waits.
 
@@ -78,9 +78,9 @@ def tune_file(
     workload = workload or Workload()
     base = LoadConfig(n_ctx=max(256, workload.n_ctx), n_sessions=workload.n_sessions)
     is_gguf = not is_onnx(path)
-    n_cores = device.usable_cores()
+    n_cores, n_default = device.usable_cores(), device.default_threads()
     default = Settings(
-        n_threads=n_cores,
+        n_threads=n_default,
         kv_type=kv_types[0],
         flash_attention="on" if kv_types[0] in QUANTIZED_KV_TYPES else "off",
     )
@@ -93,7 +93,7 @@ def tune_file(
         return None if need is None else need.wanted_bytes
 
     may_be_fast = is_gguf and probe(path).kernels == "fast"
-    threads = (n_cores,) if is_brief else _threads(n_cores)
+    threads = (n_default,) if is_brief else _threads(n_cores, n_default)
     with Trials(path, need_bytes, build=build) as trials:
         tuning = _Tuning(trials, workload, base.n_ctx, budget_s, say)
         arms = first_arms(default, threads, is_gguf=is_gguf, may_be_fast=may_be_fast, kv_types=kv_types)
@@ -214,7 +214,7 @@ def _step(title: str, costs: dict[Settings, float], kept: list[Settings]) -> dic
     }
 
 
-def _threads(n_cores: int) -> tuple[int, ...]:
+def _threads(n_cores: int, n_default: int) -> tuple[int, ...]:
     machine = device.probe_machine()
     cores = device.known(machine.cores)
     fast = cores.groups[0].n_cores if cores is not None and cores.groups else n_cores
@@ -223,7 +223,8 @@ def _threads(n_cores: int) -> tuple[int, ...]:
     # A quota of time is not stretched by more threads.
     if usable is not None and usable.limited_by == "cgroup":
         n_logical = n_cores
-    return thread_counts(n_cores, min(fast, n_cores), max(n_cores, n_logical))
+    counts = thread_counts(n_cores, min(fast, n_cores), max(n_cores, n_logical))
+    return tuple(dict.fromkeys((n_default, *counts)))
 
 
 def _can_bind(n_cores: int) -> bool:

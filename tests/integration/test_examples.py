@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +26,9 @@ EXPECTED = {
     "tools.py": (["{chat}"], "call: get_weather {'city': 'Vienna'}"),
     "translator.py": (["{chat}", "dog", "German", "French"], "French: "),
 }
+
+# Runs until it is told to end; tests/unit/test_unix_service.py has the rest.
+SERVICE = "unix_service.py"
 
 # What an example is about and a development environment may lack.
 NEEDED = {"langchain_chat.py": "langchain_core", "llamaindex_rag.py": "llama_index"}
@@ -64,10 +70,41 @@ def test_the_network_is_refused() -> None:
 
 
 def test_every_example_is_expected() -> None:
-    assert {path.name for path in EXAMPLES} == set(EXPECTED)
+    assert {path.name for path in EXAMPLES} == set(EXPECTED) | {SERVICE}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_service_answers_and_ends_when_it_is_told_to(files: dict[str, Path], tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / SERVICE
+    address = tmp_path / "socket"
+    process = subprocess.Popen(
+        [sys.executable, str(example), str(files["chat"]), str(address)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready: {address}\n"
+        assert stat.S_IMODE(address.stat().st_mode) == 0o600
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(120)
+            client.connect(str(address))
+            with client.makefile("rwb") as lines:
+                for request in (b'{"prompt": "What is 12 + 30?"}\n', b"{\n"):
+                    lines.write(request)
+                    lines.flush()
+                    found = json.loads(lines.readline())
+                    assert list(found) == (["error"] if request == b"{\n" else ["text", "finish_reason"])
+    finally:
+        process.terminate()
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
+    assert len(example.read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.name != SERVICE], ids=lambda path: path.name
+)
 def test_example_runs_without_a_network_and_is_short(path: Path, files: dict[str, Path]) -> None:
     if path.name in NEEDED and importlib.util.find_spec(NEEDED[path.name]) is None:
         pytest.skip(f"{NEEDED[path.name]} is not installed: pip install qwen-edge[ecosystem]")

@@ -171,3 +171,18 @@ def test_tools_alone_are_asked_for_by_a_python_that_is_there(machine: Path) -> N
     _add(machine, "cmake")
     done = _run(machine, "--tools")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_termux_gets_its_own_packages_and_ninja_beside_them(machine: Path) -> None:
+    _add(machine, "apt-get", "exit 0")
+    done = _run(machine, "--tools", TERMUX_VERSION="0.118.3")
+    assert "  - ninja\n" in done.stderr
+    assert "  pkg install clang cmake ninja\n" in done.stderr
+    assert "onnx" not in done.stderr, "there is no ONNX Runtime for Android in a wheel"
+    for name in ("c++", "cmake"):
+        _add(machine, name)
+    _add(machine, "ninja", "exit 0")
+    done = _run(machine, "--tools", TERMUX_VERSION="0.118.3")
+    assert (done.returncode, done.stderr) == (0, "")
+    (machine / "cmake").unlink()
+    assert "pip install cmake" not in _run(machine, "--tools", TERMUX_VERSION="0.118.3").stderr

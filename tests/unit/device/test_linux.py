@@ -180,7 +180,7 @@ def test_the_firmware_is_asked_where_the_kernel_does_not_tell(
     tmp_path: Path, said: str, now: tuple[str, ...]
 ) -> None:
     trees.raspberry_pi(tmp_path)
-    (tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled").unlink()
+    (tmp_path / trees.PI5_FIRMWARE / "get_throttled").unlink()
     found = probe_throttling(Tree(tmp_path), lambda: said)
     assert not isinstance(found, Unknown)
     assert found.now == now

@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from unit.device import trees
+from unit.device import arm_trees, trees
 
 from qwen_edge import device
 from qwen_edge.device import Bandwidth, ThreadBandwidth
-from qwen_edge.device.linux import probe_linux
+from qwen_edge.device.linux import probe_android, probe_linux
 from qwen_edge.doctor import machine
 from qwen_edge.errors import NativeError
 
@@ -55,6 +55,27 @@ def test_what_slows_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(device, "probe_machine", lambda: board)
     (check,) = machine.check_state()
     assert check.found == "slowed now: under-voltage, throttled"
+    assert check.advice.startswith("Power it with the supply made for the board")
+    assert "Cool it" in check.advice
+
+
+def test_what_slowed_a_board_before_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = probe_linux(arm_trees.raspberry_pi_4(tmp_path / "board", throttled="80000"))
+    monkeypatch.setattr(device, "probe_machine", lambda: board)
+    (check,) = machine.check_state()
+    assert (check.status, check.cost) == ("note", "")
+    assert check.found == "slowed since boot: soft temperature limit"
+    assert check.advice.startswith("Cool it: ")
+
+
+def test_waiting_for_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phone = probe_android(arm_trees.open_phone(tmp_path), "")
+    monkeypatch.setattr(device, "probe_machine", lambda: phone)
+    (check,) = machine.check_state()
+    assert "programs waited for memory in 14% of the last ten seconds" in check.found
+    assert "slowed now: cpufreq-cpu4, limited to 1.7 GHz" in check.found
 
 
 def test_a_machine_that_tells_nothing_gets_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +121,12 @@ def test_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.check_onnx().status == "ok"
     installed(monkeypatch, {"onnxruntime": "1.23"})
     assert machine.check_onnx().found.startswith("tokenizers is missing")
+
+
+def test_on_android_onnx_runtime_is_a_package_of_termux(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {})
+    monkeypatch.setattr(machine, "on_android", lambda: True)
+    assert machine.check_onnx().advice.startswith("pkg install python-onnxruntime")
 
 
 def test_without_compiler_and_library_it_is_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from qwen_edge.native import hugepages
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform not in ("linux", "android"), reason="reads /proc")
 def test_new_large_memory_is_found_and_keeps_its_content() -> None:
     before = hugepages.large_regions()
     with hugepages.huge_pages_for_new_memory():

@@ -1,0 +1,36 @@
+"""The guides for phones and boards: what they name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qwen_edge.catalog import parse_model_name
+from qwen_edge.cli.main import VERBS
+
+ROOT = Path(__file__).parents[2]
+GUIDES = ("android.md", "raspberry-pi.md", "embedding.md")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_links_and_files_are_there(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    # docs/arm.md and docs/bundle.md come with other parts of the same work.
+    links = {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if link not in ("arm.md", "bundle.md")}
+    assert [link for link in sorted(links) if not (ROOT / "docs" / link).exists()] == []
+    named = set(re.findall(r"(?<![\w/.])(?:examples|tests)/(?!llama)[\w./-]+\w", text))
+    assert [path for path in sorted(named) if "/packages/" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_commands_and_models_exist(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    verbs = set(re.findall(r"(?<![-\w])qwen-edge ([a-z][a-z-]+)", "\n".join([*blocks, *spans])))
+    assert verbs
+    assert verbs - set(VERBS) - {"bundle"} == set()
+    for model in set(re.findall(r"\bqwen[\d.]+-[\d.]+b(?:@\w+)?", text)):
+        assert parse_model_name(model).model is not None
