@@ -38,6 +38,7 @@ def check_bundle(
 
     Raises:
         ModelNotFoundError: It is no bundle.
+        UnsupportedError: It was made by another version of qwen-edge, in another form.
         OSError: It cannot be read.
     """
     bundle, findings = check_files(folder, say)

@@ -18,7 +18,7 @@ from qwen_edge.hub.listing import split_count
 from qwen_edge.memory_shapes import catalog_model_of, header_shape
 from qwen_edge.quant_types import file_type_of_id
 
-# Texts that end a reply in Qwen's models, where the vocabulary has them.
+# Texts that end a reply in Qwen's models, where a GGUF's vocabulary has them; the vocabulary of an export is Qwen's.
 # Source: special_eog_ids in llama.cpp's src/llama-vocab.cpp, as far as Qwen has them.
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 _CHATML_OPENING = "<|im_start|>"
@@ -119,7 +119,7 @@ def chat_of(facts: ModelFacts) -> BundledChat:
     """
     template = facts.template
     vocabulary = set(facts.tokens)
-    ends = [end for end in _ENDS if end.encode() in vocabulary or end in facts.chat_template]
+    ends = [end for end in _ENDS if facts.header is None or end.encode() in vocabulary]
     eos = facts.special_texts.get("eos_token", "")
     return BundledChat(
         template=TEMPLATE_NAME if facts.chat_template else None,

@@ -36,6 +36,7 @@ def check_files(folder: Path, say: Say = lambda name: None) -> tuple[Bundle | No
 
     Raises:
         ModelNotFoundError: It is no bundle.
+        UnsupportedError: It has another version of the schema.
         OSError: It cannot be read.
     """
     findings = []

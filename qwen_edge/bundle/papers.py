@@ -13,8 +13,12 @@ _SPDX_IDS = ("Apache-2.0", "MIT")
 _ABOUT = {
     "LICENSE": "the model's licence, or where it is to be found",
     "README.md": "this page",
-    "chat_template.jinja": "the chat template, as the model file holds it too",
+    "chat_template.jinja": "the chat template",
+    "config.json": "its sizes, for ONNX Runtime",
+    "genai_config.json": "settings for onnxruntime-genai",
+    "generation_config.json": "its end tokens and sampling",
     "llama-rn.json": "parameters for llama.rn's initLlama and completion",
+    "manifest.json": "how it was exported",
     "requirements.lock": "the Python packages that qwen-edge ran with",
     "tensors.json": "a digest of each tensor: [name, first byte, length, SHA-256]",
     "tokenizer.json": "the tokenizer in Hugging Face's form",

@@ -18,7 +18,7 @@ from typing import Any
 from qwen_edge import device
 from qwen_edge.bundle.json_form import from_json
 from qwen_edge.config import LoadConfig
-from qwen_edge.errors import ConfigError, FormatError, ModelNotFoundError
+from qwen_edge.errors import ConfigError, FormatError, ModelNotFoundError, UnsupportedError
 from qwen_edge.files import reading
 from qwen_edge.manifest import FileRecord
 
@@ -29,6 +29,7 @@ TENSORS_NAME = "tensors.json"
 TEMPLATE_NAME = "chat_template.jinja"
 LOCK_NAME = "requirements.lock"
 
+_OTHER_SCHEMA = re.compile(r"qwen-edge/bundle/\d{1,4}")
 # Portable to every file system, and no path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -268,14 +269,15 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         ModelNotFoundError: It has no bundle.json.
         FormatError: That is not as make_bundle() writes it, or has been changed.
+        UnsupportedError: It was made by another version of qwen-edge, in another form.
         OSError: It cannot be read.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
-        raise ModelNotFoundError(
-            f"{folder} is no bundle: it has no {RECORD_NAME}",
-            hint="Make one with: qwen-edge bundle MODEL -o FOLDER",
+        found = (
+            f"{folder} is no bundle: it has no {RECORD_NAME}" if folder.is_dir() else f"no folder {folder}"
         )
+        raise ModelNotFoundError(found, hint="Make a bundle with: qwen-edge bundle MODEL -o FOLDER")
     if path.is_symlink():
         raise _damaged(path, "it is a link, not a file")
     try:
@@ -283,24 +285,33 @@ def read_bundle(folder: Path) -> Bundle:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
-        text = data.decode("utf-8")
-        return parse_bundle(text)
+        return parse_bundle(data.decode("utf-8"), str(path))
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise _damaged(path, reason) from error
 
 
-def parse_bundle(text: str) -> Bundle:
+def parse_bundle(text: str, name: str = RECORD_NAME) -> Bundle:
     """Return what a document says.
+
+    Args:
+        text: The document.
+        name: What messages call it.
 
     Raises:
         ValueError: It is not as Bundle.to_json() writes it.
         RecursionError: It is nested too deeply.
+        UnsupportedError: It has another version of the schema.
     """
     value = json.loads(text)
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else None
-        raise ValueError(f"its schema is {str(found)[:40]!r}, expected {SCHEMA!r}")
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, str) and _OTHER_SCHEMA.fullmatch(schema) and schema != SCHEMA:
+        raise UnsupportedError(
+            f"{name} has the schema {schema}; this version reads {SCHEMA}",
+            hint="Take the version of qwen-edge that made the bundle, or make it again with this one.",
+        )
+    if schema != SCHEMA:
+        raise ValueError(f"its schema is {str(schema)[:40]!r}, expected {SCHEMA!r}")
     bundle = from_json(Bundle, value)
     _check(bundle)
     if text != _signed(value):

@@ -25,7 +25,7 @@ from qwen_edge.bundle.sections import Section, copy_hashed, sections_of, section
 from qwen_edge.bundle.speed import measure_speed, recorded_speed
 from qwen_edge.config import LoadConfig
 from qwen_edge.engines.onnx_folder import GRAPH_NAME, is_onnx, model_files
-from qwen_edge.errors import ConfigError, DigestError
+from qwen_edge.errors import ConfigError, FormatError
 from qwen_edge.files import atomic_folder, check_free_space, sha256_file, writing
 from qwen_edge.hub import origin_of
 from qwen_edge.manifest import FileRecord, read_manifest
@@ -80,8 +80,8 @@ def make_bundle(
 
     Raises:
         ConfigError: The target is there, or is no bundle; n_ctx is more than the model handles.
-        ModelNotFoundError, FormatError, UnsupportedError: The source is no model, is damaged, or is in several files.
-        DigestError: The source is not what its manifest says.
+        ModelNotFoundError, UnsupportedError: The source is no model, or is in several files.
+        FormatError: The source is damaged, or not what its manifest says.
         NoSpaceError, WriteError: The target cannot be written.
         NativeError: The speed was to be measured, and cannot be.
     """
@@ -192,7 +192,7 @@ def _check_digest(path: Path, sha256: str) -> None:
     manifest = None if is_onnx(path) else read_manifest(path)
     artefact = manifest.artefact if manifest is not None else None
     if artefact is not None and artefact.sha256 != sha256:
-        raise DigestError(
+        raise FormatError(
             f"{path} is not the file that its manifest describes: its SHA-256 is {sha256}, expected {artefact.sha256}",
             hint="Fetch or make it again; or remove the manifest beside it, where you changed the file.",
         )

@@ -19,7 +19,6 @@ from qwen_edge.bundle.writing import BundleRequest, make_bundle
 from qwen_edge.config import LoadConfig
 from qwen_edge.errors import (
     ConfigError,
-    DigestError,
     FormatError,
     ModelNotFoundError,
     NoSpaceError,
@@ -197,7 +196,7 @@ def test_a_model_that_is_not_what_its_manifest_says_is_refused(made: Made, tmp_p
     with model.open("rb+") as file:
         file.seek(-40, 2)
         file.write(b"\1")
-    with pytest.raises(DigestError, match="not the file that its manifest describes"):
+    with pytest.raises(FormatError, match="not the file that its manifest describes"):
         make_bundle(model, tmp_path / "b", PLAIN)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.gguf", "tiny.gguf.manifest.json"]
 
