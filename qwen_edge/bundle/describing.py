@@ -83,7 +83,12 @@ def describe(
     """
     chat = chat_of(facts)
     sampling = sampling_of(facts, chat)
-    licence = origin.licence or facts.licence or (facts.row.licence if facts.row is not None else "")
+    stated = (
+        (origin.licence, "publisher"),
+        (facts.licence, "model file"),
+        (facts.row.licence if facts.row is not None else "", "catalog"),
+    )
+    licence, licence_source = next((each for each in stated if each[0]), ("", ""))
     is_gguf = facts.header is not None
     has_tokenizer = bool(companions.tokenizer) or not is_gguf
     return Bundle(
@@ -98,6 +103,7 @@ def describe(
             bits_per_weight=facts.bits_per_weight,
             n_ctx_train=facts.n_ctx_train,
             licence=licence,
+            licence_source=licence_source,
             licence_link=papers.licence_link(licence, facts.licence_link),
             repository=origin.location,
             revision=origin.revision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from shlex import quote
 
-from qwen_edge.bundle.record import RECORD_NAME, SUMS_NAME, Bundle
+from qwen_edge.bundle.record import RECORD_NAME, SUMS_NAME, Bundle, BundledModel
 from qwen_edge.catalog import CatalogModel
 
 _SPDX = "https://spdx.org/licenses"
@@ -32,13 +32,16 @@ def licence_link(licence: str, stated: str) -> str:
     return stated or (f"{_SPDX}/{known}.html" if known else "")
 
 
-def licence_text(licence: str, link: str, repository: str, row: CatalogModel | None) -> str:
+def licence_text(model: BundledModel, row: CatalogModel | None) -> str:
     """Return what stands in LICENSE where the text itself was not on the machine."""
-    published = repository or (row.hub_id if row is not None and row.hub_id else "")
+    source = model.licence_source
+    if source == "catalog" and row is not None:
+        source = f"what qwen-edge knows of {row.title}, which the model is by its name"
     lines = [
-        f"Licence of the model: {licence or 'not stated by its file or its publisher'}",
-        f"Text of the licence:  {link or 'no address is known'}",
-        f"Published as:         {published or 'not known: the file was made or copied by hand'}",
+        f"Licence of the model: {model.licence or 'not stated by its file or its publisher'}",
+        f"According to:         {source or 'nobody'}",
+        f"Text of the licence:  {model.licence_link or 'no address is known'}",
+        f"Published as:         {model.repository or 'not known: the file was made or copied by hand'}",
         "",
         "The text itself is not in this bundle: it was not beside the model where the bundle was made.",
         "Whoever passes the bundle on may have to add it.",

@@ -52,6 +52,7 @@ class BundledModel:
         bits_per_weight: Of all tensors.
         n_ctx_train: Tokens of context it was trained for; None where the file does not tell.
         licence: SPDX identifier or the licence's own name; "" where nothing tells.
+        licence_source: Who says so: "publisher", "model file", or "catalog" of qwen-edge, by the model's name; "" for nobody.
         licence_link: Address of its text; "" where nothing tells.
         repository: Where it was published, "" for what was made here.
         revision: Commit of the repository, "" where there is none.
@@ -67,6 +68,7 @@ class BundledModel:
     bits_per_weight: float
     n_ctx_train: int | None
     licence: str
+    licence_source: str
     licence_link: str
     repository: str
     revision: str
@@ -324,17 +326,18 @@ def bundled_model(path: Path) -> Path:
 
     Raises:
         ModelNotFoundError: The bundle lacks it.
-        FormatError: The bundle is damaged, or its model is a link out of it.
+        FormatError: The bundle is damaged, or one of its files is a link out of it.
     """
     if not is_bundle(path):
         return path
     bundle = read_bundle(path)
     model = path / bundle.model.file
-    if model.is_symlink():
-        raise FormatError(
-            f"{model} is a link, and a bundle holds its files itself",
-            hint=f"What else is wrong with it: qwen-edge verify-bundle {path}",
-        )
+    for record in bundle.files:
+        if (path / record.name).is_symlink():
+            raise FormatError(
+                f"{path / record.name} is a link, and a bundle holds its files itself",
+                hint=f"What else is wrong with it: qwen-edge verify-bundle {path}",
+            )
     if not model.is_file():
         raise ModelNotFoundError(
             f"the bundle {path} lacks its model {bundle.model.file}",
@@ -361,8 +364,9 @@ def _check(bundle: Bundle) -> None:
             raise ValueError(f"{name[:60]!r} cannot be the name of a file in a bundle")
     if len(names) > _MAX_FILES or len({name.lower() for name in names}) < len(names):
         raise ValueError("files has a name twice, or too many")
-    if bundle.model.file not in names:
-        raise ValueError(f"files lacks the model {bundle.model.file}")
+    for needed in (bundle.model.file, LOCK_NAME, *([TEMPLATE_NAME] if bundle.chat.template else [])):
+        if needed not in names:
+            raise ValueError(f"files lacks {needed}")
     for record in bundle.files:
         if not _SHA256.fullmatch(record.sha256) or record.size_bytes < 0:
             raise ValueError(f"size or digest of {record.name} cannot be")

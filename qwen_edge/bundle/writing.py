@@ -79,7 +79,8 @@ def make_bundle(
         What bundle.json says.
 
     Raises:
-        ConfigError: The target is there, or is no bundle; n_ctx is more than the model handles.
+        ConfigError: The target is there, or is no bundle; n_ctx is more than the model handles; the checkpoint is another
+            model's.
         ModelNotFoundError, UnsupportedError: The source is no model, or is in several files.
         FormatError: The source is damaged, or not what its manifest says.
         NoSpaceError, WriteError: The target cannot be written.
@@ -90,6 +91,13 @@ def make_bundle(
     load = settings_of(facts, request.load)
     origin = origin_of(facts.path)
     companions = find_companions(facts, origin, request.checkpoint)
+    if companions.reason and request.checkpoint is not None:
+        raise ConfigError(
+            f"{request.checkpoint} is not the checkpoint of {source}: {companions.reason}",
+            hint="Name the folder of its checkpoint, or leave it out: a GGUF file has its tokenizer.",
+        )
+    if companions.reason:
+        say(f"without tokenizer.json: {companions.reason}; the model file has its tokenizer")
     files = _model_files(facts)
     copied = [*files.values(), *companions.tokenizer, *([companions.licence] if companions.licence else [])]
     needed_bytes = sum(file.stat().st_size for file in copied) + _SMALL_FILES_BYTES
@@ -211,9 +219,7 @@ def _write_companions(part: Path, bundle: Bundle, facts: ModelFacts, companions:
     if companions.licence is not None:
         shutil.copyfile(companions.licence, part / "LICENSE")
     else:
-        model = bundle.model
-        text = papers.licence_text(model.licence, model.licence_link, model.repository, facts.row)
-        (part / "LICENSE").write_text(text, encoding="utf-8")
+        (part / "LICENSE").write_text(papers.licence_text(bundle.model, facts.row), encoding="utf-8")
 
 
 def _records(part: Path, known: list[FileRecord]) -> tuple[FileRecord, ...]:

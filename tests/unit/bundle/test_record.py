@@ -48,7 +48,9 @@ def test_a_name_leads_to_the_model(made: Made) -> None:
         (lambda data: data["model"].update(file="/etc/passwd.gguf"), "cannot be the name of a file"),
         (lambda data: data["model"].update(file="a\\b.gguf"), "cannot be the name of a file"),
         (lambda data: data["model"].update(file="..gguf"), "cannot be the name of a file"),
-        (lambda data: data["model"].update(file="other.gguf"), "files lacks the model"),
+        (lambda data: data["model"].update(file="other.gguf"), "files lacks other.gguf"),
+        (lambda data: data.update(files=[row for row in data["files"] if row["name"] != "requirements.lock"]), "files lacks requirements.lock"),
+        (lambda data: data.update(files=[row for row in data["files"] if row["name"] != "chat_template.jinja"]), "files lacks chat_template.jinja"),
         (lambda data: data["model"].update(file="README.md"), "not of the format gguf"),
         (lambda data: data["model"].update(file=7), "model.file must be a text"),
         (lambda data: data["model"].update(format="exe"), "known are gguf and onnx"),
@@ -123,6 +125,13 @@ def test_links_out_of_the_folder_are_refused(copied: Path, tmp_path: Path) -> No
         bundled_model(copied)
     (copied / "tiny.gguf").symlink_to(outside)
     with pytest.raises(FormatError, match="is a link"):
+        bundled_model(copied)
+    (copied / "tiny.gguf").unlink()
+    outside.rename(copied / "tiny.gguf")
+    assert bundled_model(copied) == copied / "tiny.gguf"
+    (copied / "tokenizer.json").rename(tmp_path / "outside.json")
+    (copied / "tokenizer.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(FormatError, match=r"tokenizer\.json is a link"):
         bundled_model(copied)
     (copied / "bundle.json").rename(tmp_path / "elsewhere.json")
     (copied / "bundle.json").symlink_to(tmp_path / "elsewhere.json")

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from qwen_edge import device
-from qwen_edge.bundle import writing
+from qwen_edge.bundle import companions, papers, writing
 from qwen_edge.bundle.file_checks import check_files
 from qwen_edge.bundle.record import read_bundle
 from qwen_edge.bundle.writing import BundleRequest, make_bundle
+from qwen_edge.catalog import MODELS
 from qwen_edge.config import LoadConfig
 from qwen_edge.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from qwen_edge.errors import (
     UnsupportedError,
 )
 from qwen_edge.gguf_header import read_header
-from qwen_edge.manifest import manifest_path
+from qwen_edge.manifest import Origin, manifest_path
 from qwen_edge.tuned import Settings, TuneRecord, Workload
 from tests import synthetic
 from tests.unit.bundle.conftest import Made
@@ -113,7 +114,9 @@ def test_settings_for_the_device_are_kept(made: Made, tmp_path: Path) -> None:
 
 def test_without_a_checkpoint_the_gaps_are_said(made: Made, tmp_path: Path) -> None:
     model = shutil.copyfile(made.model, tmp_path / "other name.gguf")
-    bundle = make_bundle(model, tmp_path / "b", PLAIN)
+    said: list[str] = []
+    bundle = make_bundle(model, tmp_path / "b", PLAIN, say=said.append)
+    assert said == ["without tokenizer.json: its checkpoint is not here; the model file has its tokenizer"]
     assert (bundle.model.file, bundle.model.tokenizer) == ("model.gguf", "in the model file")
     assert not (tmp_path / "b" / "tokenizer.json").exists()
     assert "The text itself is not in this bundle" in (tmp_path / "b" / "LICENSE").read_text()
@@ -123,14 +126,46 @@ def test_without_a_checkpoint_the_gaps_are_said(made: Made, tmp_path: Path) -> N
         assert record.name == "README.md" or record.sha256 in readme
 
 
-def test_the_tokenizer_of_another_model_is_left_out(made: Made, tmp_path: Path) -> None:
-    other = synthetic.write_checkpoint(tmp_path / "ckpt", tokenizer=synthetic.tokenizer_json(
-        {token: index for index, token in enumerate(reversed(synthetic.byte_alphabet()))}, [], [("<|im_end|>", True), ("<|endoftext|>", True)]
-    ))  # fmt: skip
-    bundle = make_bundle(
-        made.model, tmp_path / "b", BundleRequest(load=LoadConfig(n_ctx=64), checkpoint=other)
+def test_the_checkpoint_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:
+    reversed_bytes = {token: index for index, token in enumerate(reversed(synthetic.byte_alphabet()))}
+    ends = [("<|im_end|>", True), ("<|endoftext|>", True)]
+    other = synthetic.write_checkpoint(
+        tmp_path / "ckpt", tokenizer=synthetic.tokenizer_json(reversed_bytes, [], ends)
     )
-    assert bundle.model.tokenizer == "in the model file"
+    with pytest.raises(ConfigError, match="has other tokens than the model"):
+        make_bundle(made.model, tmp_path / "b", replace(PLAIN, checkpoint=other))
+    (other / "tokenizer.json").write_text('{"model": {"vocab": [')
+    with pytest.raises(ConfigError, match="has other tokens than the model"):
+        make_bundle(made.model, tmp_path / "b", replace(PLAIN, checkpoint=other))
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        make_bundle(made.model, tmp_path / "b", replace(PLAIN, checkpoint=tmp_path / "none"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_checkpoint_that_was_pulled_is_found(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(companions, "locate_checkpoint", lambda name: {"Qwen/Tiny": made.checkpoint}[name])
+    monkeypatch.setattr(writing, "origin_of", lambda path: Origin(kind="huggingface", location="Qwen/Tiny", revision="c0", licence="MIT"))  # fmt: skip
+    bundle = make_bundle(made.model, tmp_path / "b", PLAIN)
+    assert (bundle.model.tokenizer, bundle.model.repository, bundle.model.revision) == (
+        "tokenizer.json",
+        "Qwen/Tiny",
+        "c0",
+    )
+    assert (bundle.model.licence, bundle.model.licence_source) == ("MIT", "publisher")
+    assert bundle.model.licence_link == "https://spdx.org/licenses/MIT.html"
+    assert (tmp_path / "b" / "LICENSE").read_text() == "Do what you like.\n"
+
+
+def test_a_licence_is_told_with_who_says_so(made: Made) -> None:
+    model = replace(
+        made.bundle.model, licence="Apache-2.0", licence_source="catalog", licence_link="https://x"
+    )
+    text = papers.licence_text(model, MODELS["qwen3-0.6b"])
+    assert "According to:         what qwen-edge knows of Qwen3-0.6B, which the model is by its name" in text
+    assert "https://x" in text
+    assert "not stated" in papers.licence_text(made.bundle.model, None)
 
 
 def test_equal_models_make_equal_bundles(made: Made, tmp_path: Path) -> None:
