@@ -288,9 +288,12 @@ def read_bundle(folder: Path) -> Bundle:
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
         return parse_bundle(data.decode("utf-8"), str(path))
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise _damaged(path, reason) from error
+    except RecursionError as error:
+        raise _damaged(path, "it is nested too deeply") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, "it is no JSON, or cut off") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def parse_bundle(text: str, name: str = RECORD_NAME) -> Bundle:
