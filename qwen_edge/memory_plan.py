@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qwen_edge import device
+from qwen_edge.bundle.record import bundled_model
 from qwen_edge.catalog import CatalogModel, parse_model_name
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
@@ -43,7 +44,7 @@ class MemoryPlan:
 
 
 def plan_memory(name: str, config: LoadConfig) -> MemoryPlan:
-    """Return the plan for a model of the catalog, with or without @TYPE, a GGUF file or an exported folder.
+    """Return the plan for a model of the catalog, with or without @TYPE, a GGUF file, an exported folder or a bundle.
 
     Args:
         name: As typed.
@@ -56,6 +57,8 @@ def plan_memory(name: str, config: LoadConfig) -> MemoryPlan:
         UnsupportedError: A type whose size is not known here.
     """
     found = parse_model_name(name)
+    if found.path is not None:
+        found = replace(found, path=bundled_model(found.path))
     kernels = expected_kernels(config, found.path)
     type_name: str | None
     if found.path is not None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from qwen_edge import embedding, hub, session_file
 from qwen_edge.async_call import call_in_thread
+from qwen_edge.bundle.applying import bundle_at, with_bundle, with_bundled_tuning
+from qwen_edge.bundle.record import Bundle
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
 from qwen_edge.config import LoadConfig, SpeculationMode
@@ -323,7 +325,8 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
     """Load a model.
 
     Args:
-        name_or_path: A GGUF file, a folder that was exported to ONNX, or the name of a model in the catalog.
+        name_or_path: A GGUF file, a folder that was exported to ONNX, a bundle, or the name of a model in the catalog.
+            A bundle brings settings for what is not asked for.
         config: How to load it.
         **settings: Single fields of LoadConfig, in place of or on top of `config`: load(path, n_ctx=2048), or
             load(path, adapters=["a.gguf", ("b.gguf", 0.5)]).
@@ -339,9 +342,12 @@ def load(name_or_path: str | os.PathLike[str], config: LoadConfig | None = None,
             does not fit beside it.
     """
     config = _merge(config or LoadConfig(), settings)
+    bundle = bundle_at(name_or_path)
     path = hub.locate(name_or_path)
     _log.debug("loading %s", path)
-    engine = _tuned_engine(path, config, settings)
+    if bundle is not None:
+        config = with_bundle(bundle, config, settings)
+    engine = _tuned_engine(path, config, settings, bundle)
     draft = _draft_engine(engine, config) if config.draft_model is not None else None
     model = Model(engine, config.chat_template, draft=draft)
     info = model.info
@@ -357,9 +363,13 @@ def _template(info: ModelInfo, asked: str | None) -> ChatTemplate:
     return ChatTemplate("" if asked == "chatml" else asked, info.special_texts)
 
 
-def _tuned_engine(path: Path, config: LoadConfig, asked: Mapping[str, Any]) -> Engine:
+def _tuned_engine(
+    path: Path, config: LoadConfig, asked: Mapping[str, Any], bundle: Bundle | None = None
+) -> Engine:
     """Load the engine with what tuning found, or without that where it takes more memory than is free."""
     tuned = apply_tuned(path, config, asked)
+    if tuned is config and bundle is not None:
+        tuned = with_bundled_tuning(bundle, config, asked)
     try:
         return _engine(path, tuned)
     except InsufficientMemoryError:

@@ -128,7 +128,16 @@ def apply_tuned(path: Path, config: LoadConfig, asked: Collection[str] = ()) -> 
     if not config.tuned:
         return config
     record = find_record(path)
-    if record is None or record.workload.n_sessions != config.n_sessions:
+    if record is None:
+        return config
+    chosen = with_record(record, config, asked)
+    _log.debug("tuned settings for %s: %s", path, chosen)
+    return chosen
+
+
+def with_record(record: TuneRecord, config: LoadConfig, asked: Collection[str] = ()) -> LoadConfig:
+    """Return settings with those of a record in place of what nobody asked for; see apply_tuned()."""
+    if record.workload.n_sessions != config.n_sessions:
         return config
     defaults = LoadConfig()
     free = {
@@ -139,11 +148,9 @@ def apply_tuned(path: Path, config: LoadConfig, asked: Collection[str] = ()) -> 
     if "n_threads" not in free:
         free.pop("n_prefill_threads", None)
     try:
-        chosen = replace(config, **free)
+        return replace(config, **free)
     except ConfigError:
         return config
-    _log.debug("tuned settings for %s: %s", path, free)
-    return chosen
 
 
 def find_record(path: Path) -> TuneRecord | None:

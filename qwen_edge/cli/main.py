@@ -20,7 +20,7 @@ NAME = "qwen-edge"
 # Set by the scripts of `qwen-edge completion`.
 COMPLETE_VARIABLE = "_QWEN_EDGE_COMPLETE"
 
-# verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py
+# verb -> what it does; the code is `command` in qwen_edge/cli/<verb>.py, with "_" for "-"
 VERBS: dict[str, str] = {
     "setup": "Build llama.cpp for this CPU, once.",
     "list": "Show the models that have a name, which fit, and what is here.",
@@ -35,6 +35,8 @@ VERBS: dict[str, str] = {
     "chat": "Talk to a model in the terminal.",
     "tune": "Find the fastest settings for a model on this machine.",
     "recommend": "Tell which quantization of a model suits this machine.",
+    "bundle": "Gather a model with all that a device needs, in one folder.",
+    "verify-bundle": "Tell what of a bundle has drifted on this device.",
     "bench": "Measure speed and memory of model files.",
     "device": "Show what this machine is, and how fast it reads memory.",
     "doctor": "Look at what is wrong here, and mend it.",
@@ -50,8 +52,9 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"qwen_edge.cli.{cmd_name}").command
-        assert isinstance(command, click.Command), f"Bug: cli.{cmd_name}.command is no click command"
+        module = cmd_name.replace("-", "_")
+        command = importlib.import_module(f"qwen_edge.cli.{module}").command
+        assert isinstance(command, click.Command), f"Bug: cli.{module}.command is no click command"
         return command
 
     def resolve_command(

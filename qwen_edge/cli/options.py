@@ -31,8 +31,8 @@ from qwen_edge.errors import ConfigError
 class GenerationOptions:
     """What the person asked for: how to load, how to answer.
 
-    `asked` repeats settings of `load` that were given on the command line although they may be the default: tuning leaves
-    those alone.
+    `asked` repeats settings of `load` that were given on the command line although they may be the default: tuning and
+    bundles leave those alone.
     """
 
     load: LoadConfig
@@ -203,7 +203,10 @@ def generation_options(function: Callable[..., Any]) -> Callable[..., Any]:
             chat_template=chat_template,
             tuned=not no_tuned,
         )
-        asked = {"flash_attention": flash_attention} if flash_attention else {}
+        asked: dict[str, Any] = {"flash_attention": flash_attention} if flash_attention else {}
+        source = click.get_current_context().get_parameter_source("n_ctx")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            asked["n_ctx"] = n_ctx
         options = GenerationOptions(load, thinking, max_tokens, temperature, top_p, top_k, seed, asked)
         return function(*args, options=options, **kwargs)
 

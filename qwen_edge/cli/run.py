@@ -49,7 +49,7 @@ def command(
     options: GenerationOptions,
     output_format: str,
 ) -> None:
-    """Answer PROMPT with the model in FILE (a GGUF file, an ONNX folder, or a model's name).
+    """Answer PROMPT with the model in FILE (a GGUF file, an ONNX folder, a bundle, or a model's name).
 
     What is piped in follows PROMPT, or is the prompt where there is none. Text is read as UTF-8.
     The answer goes to stdout, thinking and figures to stderr.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen_edge.bundle.record import bundled_model
 from qwen_edge.catalog import CatalogModel, ModelName, parse_model_name
 from qwen_edge.errors import ConfigError, ModelNotFoundError, NoFolderError
 from qwen_edge.hub.hf_settings import cache_folder
@@ -36,7 +37,8 @@ def model_path(model: CatalogModel) -> Path:
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return what a name or path means to load: a GGUF file, or a path as it is (of an ONNX folder too).
+    """Return what a name or path means to load: a GGUF file, or a path as it is (of an ONNX folder too). Of a bundle it
+    is the model in it.
 
     Without a type the one that most people run is taken; where there is a choice, a warning says which.
 
@@ -45,11 +47,12 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ModelNotFoundError: No such name, or no file of it is here.
+        FormatError: It is a bundle that is damaged.
     """
     text = os.fspath(name_or_path)
     name = parse_model_name(text)
     if name.path is not None:
-        return name.path
+        return bundled_model(name.path)
     found: dict[str, Path] = {}
     untyped: list[Path] = []
     for files in _gguf_files(name):

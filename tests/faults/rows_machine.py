@@ -178,7 +178,7 @@ TYPED_ROWS = (
 
 _INTERRUPTED = ("setup", "doctor", "device", "list", "pull org/tiny", "rm --records", "du", "convert ckpt -o x.gguf", "verify m.gguf --against ckpt",
                 "quantize m.gguf -t q8_0 -o x.gguf", "run m.gguf Hi", "chat m.gguf", "tune m.gguf", "recommend qwen3-0.6b",
-                "bench m.gguf", "demo", "completion bash")  # fmt: skip
+                "bundle m.gguf -o b", "verify-bundle b", "bench m.gguf", "demo", "completion bash")  # fmt: skip
 ENDING_ROWS = (
     _row("Endings", "the reader of stdout goes away", "list", stdout="gone"),
     _row("Endings", "the reader of an answer goes away", _RUN, _take("m.gguf"), stdout="gone"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.faults.rows_bundle import ROWS as BUNDLE_ROWS
 from tests.faults.rows_checkpoint import ROWS
 from tests.faults.rows_files import GGUF_ROWS, ONNX_ROWS, QUANTIZE_ROWS
 from tests.faults.rows_machine import (
@@ -26,6 +27,7 @@ FAULTS: tuple[Fault, ...] = (
     *MEMORY_ROWS,
     *HUB_ROWS,
     *PACKAGE_ROWS,
+    *BUNDLE_ROWS,
     *TYPED_ROWS,
     *ENDING_ROWS,
     *LIBRARY_ROWS,

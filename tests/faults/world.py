@@ -23,6 +23,8 @@ _MADE = {
     # Rows of 256 weights, as the small types need them.
     "wide.gguf": ("convert", str(synthetic.TINY_QWEN3), "-o", "wide.gguf"),
     "onnx": ("convert", "ckpt", "--to", "onnx", "-o", "onnx"),
+    "m.gguf.manifest.json": ("convert", "ckpt", "-o", "m.gguf"),
+    "b": ("bundle", "m.gguf", "-o", "b", "--n-ctx", "256"),
 }
 
 

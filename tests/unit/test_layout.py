@@ -36,6 +36,8 @@ LAYERS = (
         "state_file",
     ),
     (
+        "bundle.json_form",
+        "bundle.record",
         "catalog",
         "catalog_rows",
         "catalog_types",
@@ -61,6 +63,7 @@ LAYERS = (
         "memory_weights",
         "async_call",
         "async_session",
+        "bundle.applying",
         "cancellation",
         "embedding",
         "generation",
@@ -89,7 +92,7 @@ LAYERS = (
         "tool_loop",
         "typed",
     ),
-    ("tune", "doctor", "server", "cli"),
+    ("tune", "bundle", "doctor", "server", "cli"),
 )
 # Beside the layers: convert and quantize stand on the core, which ends with the engines (quantize measures what a file
 # lost through one); bench stands on the public API.

@@ -39,7 +39,7 @@ def command(
     options: GenerationOptions,
     output_format: str,
 ) -> None:
-    """Talk to the model in FILE (a GGUF file, an ONNX folder, or a model's name).
+    """Talk to the model in FILE (a GGUF file, an ONNX folder, a bundle, or a model's name).
 
     In a terminal: /help lists what can be done besides talking. With a pipe on stdin each line is a turn, commands
     included, and it ends with the input. With --format json each answer is one line of JSON.

@@ -40,6 +40,7 @@ def asked(words: str, environment: Mapping[str, str]) -> list[str]:
     ("words", "offered"),
     [
         ("qwen-edge co", ["convert", "completion"]),
+        ("qwen-edge verify-b", ["verify-bundle"]),
         ("qwen-edge pull qwen3-emb", ["qwen3-embedding-0.6b"]),
         ("qwen-edge pull qwen3-0.6b @ q4_k", ["@q4_k_m", "@q4_k_s"]),
         ("qwen-edge pull qwen3-0.6b @ Q8", ["@Q8_0"]),
