@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -50,7 +50,9 @@ class Rows:
         tokens, best = top_of(logits, _TOP_TOKENS)
         wide = logits.astype(np.float64)
         highest = wide.max(axis=1, keepdims=True)
-        totals = np.log(np.exp(wide - highest).sum(axis=1)) + highest[:, 0]
+        # A kernel that is wrong may give infinite values: the comparison says so.
+        with np.errstate(invalid="ignore"):
+            totals = np.log(np.exp(wide - highest).sum(axis=1)) + highest[:, 0]
         return cls(
             columns=columns,
             sampled=logits[:, columns],
@@ -82,6 +84,7 @@ class Run:
         sha256: Digest of the weights.
         engine: "llama.cpp" or "onnxruntime".
         kernels: "fast"; "plain" for llama.cpp without what it rearranges matrices for.
+        rounding: How the coarsest of the matrices has its inputs rounded; see cpu_worker.rounding_of().
         settings: What the engine ran with.
         prompts: Token ids of each prompt.
         prefill: Each prompt in one call: products of matrices. The positions of all prompts, one behind the other.
@@ -93,6 +96,7 @@ class Run:
     sha256: str
     engine: str
     kernels: str
+    rounding: str
     settings: dict[str, Any]
     prompts: tuple[tuple[int, ...], ...]
     prefill: Rows
@@ -110,7 +114,7 @@ class Run:
         return cls._from(facts, arrays)
 
     def _facts(self) -> dict[str, Any]:
-        names = ("file", "sha256", "engine", "kernels", "settings", "prompts")
+        names = ("file", "sha256", "engine", "kernels", "rounding", "settings", "prompts")
         return {name: getattr(self, name) for name in names}
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -118,13 +122,13 @@ class Run:
         return {
             f"{part}.{name}": getattr(value, name)
             for part, value in parts.items()
-            for name in type(value).__dataclass_fields__
+            for name in _fields(type(value))
         }
 
     @classmethod
     def _from(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
         def part(name: str, kind: type[Any]) -> Any:
-            return kind(**{each: arrays[f"{name}.{each}"] for each in kind.__dataclass_fields__})
+            return kind(**{each: arrays[f"{name}.{each}"] for each in _fields(kind)})
 
         return cls(
             **{**facts, "prompts": tuple(map(tuple, facts["prompts"]))},
@@ -217,11 +221,12 @@ def top_of(
     Returns:
         int32 and float32 [n, count].
     """
-    count = min(count, logits.shape[1])
-    tokens = np.sort(np.argpartition(logits, -count, axis=1)[:, -count:], axis=1)
-    best = np.take_along_axis(logits, tokens, axis=1)
-    order = np.argsort(-best, axis=1, kind="stable")
-    return np.take_along_axis(tokens, order, axis=1).astype(np.int32), np.take_along_axis(best, order, axis=1)
+    tokens = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    return tokens.astype(np.int32), np.take_along_axis(logits, tokens, axis=1)
+
+
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def _write(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -236,7 +241,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             arrays = {name: file[name] for name in file.files}
         facts: dict[str, Any] = json.loads(arrays.pop("facts").tobytes())
     except FileNotFoundError:
-        raise FormatError(f"{path} is not there", hint="Make it with: across_cpus record FILE -o RECORD") from None
+        raise FormatError(
+            f"{path} is not there", hint="Make it with: across_cpus record FILE -o RECORD"
+        ) from None
     except (ValueError, KeyError, EOFError, BadZipFile, AttributeError) as error:
         raise FormatError(
             f"{path} is not a record of across_cpus, or is damaged: {error}",

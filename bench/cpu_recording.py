@@ -14,14 +14,12 @@ from qwen_edge.bench.cpu_worker import kinds_of_kernels
 from qwen_edge.errors import ConfigError
 from qwen_edge.native import child, library
 
-# Enough positions for kernels that take 4, 8 or 16 at a time, with and without a rest; three alphabets.
+# 18 positions and 21 or more: kernels take 4, 8 or 16 at a time, and leave a rest. Few, for the sake of emulators.
 PROMPTS = (
-    "<|im_start|>user\nWhat is 12 + 30? Answer with the number only.<|im_end|>\n<|im_start|>assistant\n",
-    "<|im_start|>user\nWrite a Python function that returns the n-th Fibonacci number, with a docstring and an "
-    "example.<|im_end|>\n<|im_start|>assistant\n```python\ndef fibonacci(n: int) -> int:\n",
-    "<|im_start|>user\n请用中文用两句话介绍一下北京。 Und nenne drei Flüsse.<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWrite a haiku: der Fluss, 北京.<|im_end|>\n<|im_start|>assistant\n",
 )
-N_STEPS = 24
+N_STEPS = 12
 # Under emulation a small model takes minutes.
 _PATIENCE_S = 6 * 3600.0
 
@@ -32,6 +30,7 @@ def record(
     *,
     prompts: Sequence[str] = PROMPTS,
     n_steps: int = N_STEPS,
+    kinds: Sequence[str] = ("fast", "plain"),
     settings: dict[str, Any] | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> CpuRecord:
@@ -42,6 +41,7 @@ def record(
         label: What the CPU is called; None takes its name.
         prompts: Text; control tokens are read as such.
         n_steps: Tokens that each prompt is continued by.
+        kinds: Of kernels.
         settings: Of load(): n_threads, kv_type, flash_attention.
         announce: Is told each run before it begins.
 
@@ -57,19 +57,19 @@ def record(
     waiting = {
         index: (str(path), kernels)
         for index, (path, kernels) in enumerate(
-            (path, kernels) for path in files for kernels in kinds_of_kernels(path)
+            (path, kernels) for path in files for kernels in kinds_of_kernels(path) if kernels in kinds
         )
     }
     runs: dict[int, Run] = {}
     failures: list[str] = []
-    system_info = ""
+    loaded: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         while waiting:
             for file, kernels in waiting.values():
                 announce(f"{Path(file).name}, {kernels} kernels")
             said, crash = _run_child({**order, "folder": folder, "runs": list(waiting.items())})
             for line in said:
-                system_info = line.get("system_info", system_info)
+                loaded.update(line.get("native", {}))
                 if "done" in line:
                     file, kernels = waiting.pop(line["done"])
                     if "error" in line:
@@ -80,7 +80,7 @@ def record(
                 file, kernels = waiting.pop(min(waiting))
                 failures.append(f"{Path(file).name}, {kernels} kernels: the process ended with {crash}")
     machine = device.describe_machine()
-    native = {**library.build_facts(), "system_info": system_info}
+    native = {**library.build_facts(), **loaded}
     return CpuRecord(
         label=label or machine["cpu"],
         machine={**machine, "native": native},
