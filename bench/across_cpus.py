@@ -6,7 +6,7 @@ python -m qwen_edge.bench.across_cpus compare REFERENCE RECORD... [--exact RECOR
 FILE is a GGUF file or a folder exported to ONNX. On each CPU it is evaluated with fast and with plain kernels, as one batch
 (products of matrices) and token by token (of a matrix and a vector), and continued greedily. What two CPUs may be apart is
 derived from what ways on one CPU are: see bench/cpu_comparison.py. The oracle of each type is the same file dequantized
-(`qwen-edge quantize FILE -t F32 --allow-requantize -o OTHER_FOLDER/FILE`), recorded with `--kernels plain --kv-type f32`.
+(`qwen-edge quantize FILE -t F32 --allow-requantize -o OTHER_FOLDER/FILE`), recorded with `--kv-type f32`.
 
 compare ends with exit code 1 where rounding does not explain a difference, or a run died.
 """
