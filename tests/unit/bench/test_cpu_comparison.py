@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,6 +26,8 @@ from qwen_edge.logits import compare_logits
 
 N_POSITIONS, N_VOCAB = 20, 300
 SEEDS = st.integers(0, 2**32 - 1)
+# Rows of logits take a while on a busy machine.
+SOME = settings(max_examples=25, deadline=None)
 
 
 def logits_of(seed: int, n_vocab: int = N_VOCAB) -> NDArray[np.float32]:
@@ -61,6 +63,7 @@ def record_of(*runs: Run, label: str = "here") -> CpuRecord:
     return CpuRecord(label=label, machine={"cpu": label}, runs=runs)
 
 
+@SOME
 @given(SEEDS)
 def test_logits_are_equal_to_themselves(seed: int) -> None:
     rows = Rows.from_logits(logits_of(seed))
@@ -70,6 +73,7 @@ def test_logits_are_equal_to_themselves(seed: int) -> None:
     assert verdict(found, Bound()) == "equal"
 
 
+@SOME
 @given(SEEDS, st.floats(1e-5, 0.5))
 def test_the_distance_is_the_noise(seed: int, part: float) -> None:
     right = logits_of(seed)
@@ -84,6 +88,7 @@ def test_the_distance_is_the_noise(seed: int, part: float) -> None:
     assert found.same_top_share == full.same_top.mean()
 
 
+@SOME
 @given(SEEDS, st.floats(0.01, 0.5))
 def test_of_a_large_vocabulary_the_divergence_is_a_lower_limit(seed: int, part: float) -> None:
     right = logits_of(seed, 5000)
@@ -94,6 +99,7 @@ def test_of_a_large_vocabulary_the_divergence_is_a_lower_limit(seed: int, part: 
     assert found.rms == pytest.approx(part, rel=0.1)
 
 
+@SOME
 @given(SEEDS, st.integers(0, N_POSITIONS - 1), st.integers(0, N_VOCAB - 1))
 def test_one_wrong_logit_is_beyond_the_bound(seed: int, position: int, token: int) -> None:
     right = logits_of(seed)
@@ -114,6 +120,7 @@ def test_what_is_no_number_is_beyond_every_bound(value: float, n_vocab: int) -> 
     assert verdict(found, Bound(rms=1e9, largest=1e9)) == "beyond"
 
 
+@SOME
 @given(SEEDS, st.integers(1, 12))
 def test_the_likeliest_tokens_come_best_first(seed: int, count: int) -> None:
     logits = logits_of(seed).round(0)  # many are equal
@@ -246,6 +253,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.runs[1].greedy.logits, made.runs[1].greedy.logits)
 
 
+@SOME
 @given(st.binary(max_size=200))
 def test_what_is_no_record_is_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("records") / "r.npz"
