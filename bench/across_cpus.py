@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import click
+from rich.table import Table
 
 from qwen_edge import hub
 from qwen_edge.bench.cpu_comparison import FileComparison, OtherToken, compare_records, noise_bounds
@@ -108,26 +109,12 @@ def _print_comparisons(
     from rich.console import Console
 
     console = Console(highlight=False)
-    has_exact = any(way.exact_rms for each in comparisons for way in each.ways)
-    table = new_table(
-        "File",
-        "CPU",
-        "Kernels",
-        "RMS, %",
-        "Bound",
-        "Largest\n%",
-        "KLD\nmnat",
-        "Same\ntop",
-        "Other\ntoken",
-        *(["From exact, %\nhere | there"] if has_exact else []),
-        "Verdict",
-    )
-    for each in comparisons:
-        table.add_row(*_cells(each, has_exact))
-    console.print(table)
+    for cpu in dict.fromkeys(each.cpu for each in comparisons):
+        console.print(f"{cpu}, compared with {expected.label}", markup=False)
+        console.print(_table([each for each in comparisons if each.cpu == cpu]))
     console.print(
-        f"Reference: {expected.label}. Bounds by how inputs are rounded, from the noise between ways on it:",
-        markup=False,
+        "RMS and largest difference of logits, and the distance of each CPU from exact arithmetic, in percent of the "
+        "spread. Allowed, by how inputs are rounded:"
     )
     for rounding, bound in sorted(noise_bounds(expected, ideal).items()):
         console.print(f"  {rounding}: RMS {bound.rms:.3%}, largest {bound.largest:.1%}", markup=False)
@@ -138,24 +125,44 @@ def _print_comparisons(
         console.print(failure, markup=False)
 
 
+def _table(comparisons: list[FileComparison]) -> Table:
+    has_exact = any(way.exact_rms for each in comparisons for way in each.ways)
+    table = new_table(
+        "File",
+        "RMS\nprefill",
+        "RMS\ndecode",
+        "Largest",
+        "KLD\nmnat",
+        "Same\ntop",
+        "Other\ntoken",
+        *(["Exact\nhere", "Exact\nthere"] if has_exact else []),
+        "Verdict",
+    )
+    for each in comparisons:
+        table.add_row(*_cells(each, has_exact))
+    return table
+
+
 def _cells(each: FileComparison, has_exact: bool) -> list[str]:
-    """Return a row of the table: of both ways the larger figures."""
+    """Return a row of the table: where there is one figure for both ways, the larger one."""
     distances = [way.distance for way in each.ways]
     exact = [way.exact_rms for way in each.ways if way.exact_rms]
     first = min((token.step for token in each.other_tokens), default=None)
     return [
-        each.file.removesuffix(".gguf"),
-        each.cpu,
-        each.kernels,
-        " | ".join(f"{apart.rms * 100:.3f}" for apart in distances),
-        f"{each.bound.rms * 100:.2f}",
+        each.file.removesuffix(".gguf") + (", plain" if each.kernels == "plain" else ""),
+        *(f"{apart.rms * 100:.2f}" for apart in distances),
         f"{max(apart.largest for apart in distances) * 100:.1f}",
-        f"{max(apart.mean_kld for apart in distances) * 1e3:.3f}",
+        f"{max(apart.mean_kld for apart in distances) * 1e3:.2f}",
         f"{min(apart.same_top_share for apart in distances):.0%}",
         "-" if first is None else str(first),
-        *([" | ".join(f"{max(pair) * 100:.2f}" for pair in zip(*exact, strict=True))] if has_exact else []),
+        *(_exact_cells(exact) if has_exact else []),
         "FINDING" if each.is_finding else max((way.verdict for way in each.ways), key=_VERDICTS.index),
     ]
+
+
+def _exact_cells(exact: list[tuple[float, float]]) -> list[str]:
+    """Return the distances of reference and other from exact arithmetic, of both ways the larger one."""
+    return [f"{max(pair) * 100:.2f}" for pair in zip(*exact, strict=True)] if exact else ["-", "-"]
 
 
 def _sentence(each: FileComparison, token: OtherToken) -> str:

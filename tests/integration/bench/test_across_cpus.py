@@ -186,7 +186,7 @@ def test_the_commands(files: list[Path], here: CpuRecord, tmp_path: Path, output
     result = CliRunner().invoke(across_cpus.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     if output_format == "human":
-        assert "Reference: here" in result.stdout
+        assert "again, compared with here" in result.stdout
         assert "equal" in result.stdout
     else:
         document = json.loads(result.stdout)
