@@ -9,11 +9,12 @@ import re
 import sys
 
 from qwen_edge.device.facts import Tree, Unknown
+from qwen_edge.device.hwcap import hwcap_features, is_arm64
 
 # The x86 and ARM features that decide which kernels llama.cpp runs, as /proc/cpuinfo names them.
 _KERNEL_FEATURES = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512vl", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512vbmi",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "sve", "sve2", "bf16",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "fphp", "i8mm", "sve", "sve2", "bf16", "sme",
 )  # fmt: skip
 
 # macOS's names of the same. Source: Apple, "Determining instruction set characteristics".
@@ -63,9 +64,18 @@ def output_of(command: list[str], *, timeout_s: float) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
+def cpuinfo_text(tree: Tree) -> str:
+    """Return /proc/cpuinfo of a Linux tree; "" where it is not of this process's architecture.
+
+    A user-mode emulator of ARM shows the file of the x86 machine around it.
+    """
+    text = tree.text("proc/cpuinfo")
+    return "" if is_arm64() and re.search(r"^vendor_id\s*:", text, re.MULTILINE) else text
+
+
 @functools.cache
 def _cpuinfo() -> str:
-    return Tree().text("proc/cpuinfo")
+    return cpuinfo_text(Tree())
 
 
 @functools.cache
@@ -84,7 +94,8 @@ def cpu_features() -> tuple[str, ...]:
     """Return the instruction-set features that matter here, sorted; empty where the system does not tell."""
     if sys.platform == "darwin":
         return features_in_sysctl(_sysctl())
-    return features_in_cpuinfo(_cpuinfo())
+    found = probe_instructions(Tree())
+    return found if isinstance(found, tuple) else ()
 
 
 def _platform_name() -> str:
@@ -127,7 +138,9 @@ def core_names(text: str) -> dict[int, str]:
 
 def probe_instructions(tree: Tree) -> tuple[str, ...] | Unknown:
     """Return the features of a Linux tree that matter for the kernels of llama.cpp."""
-    text = tree.text("proc/cpuinfo")
+    if is_arm64() and (told := hwcap_features(tree)):
+        return tuple(sorted(told.intersection(_KERNEL_FEATURES)))
+    text = cpuinfo_text(tree)
     if not text:
         return Unknown(tree.why_no_text("proc/cpuinfo"))
     if not re.search(r"^(?:flags|Features)\s*:", text, re.MULTILINE):

@@ -15,6 +15,7 @@ from typing import Any
 
 from qwen_edge.config import MAX_THREADS
 from qwen_edge.errors import UnsupportedError
+from qwen_edge.native import library
 
 # Source: ggml_threadpool_params_init in ggml/src/ggml.c.
 _NORMAL_PRIORITY, _POLL = 0, 50
@@ -46,12 +47,10 @@ class PinnedThreads:
         Raises:
             UnsupportedError: The library has no such functions, or the system no such CPUs.
         """
-        library = api._lib
+        kernels = library.kernel_functions(api)
         try:
-            new, free, attach = (
-                getattr(library, name)
-                for name in ("ggml_threadpool_new", "ggml_threadpool_free", "llama_attach_threadpool")
-            )
+            new, free = kernels.ggml_threadpool_new, kernels.ggml_threadpool_free
+            attach = api._lib.llama_attach_threadpool
         except AttributeError as error:
             raise _unsupported("this build of llama.cpp does not export its thread pools") from error
         if not cpus or max(cpus) >= MAX_THREADS:

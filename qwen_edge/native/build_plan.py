@@ -14,12 +14,14 @@ import shlex
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_edge.device.cpuinfo import cpuinfo_fields, output_of, sysctl_fields
+from qwen_edge.device.cpuinfo import cpuinfo_fields, cpuinfo_text, output_of, sysctl_fields
+from qwen_edge.device.facts import Tree
+from qwen_edge.device.hwcap import hwcap_features, is_arm64
 from qwen_edge.errors import ConfigError, NativeError
 from qwen_edge.native import own_kernels
 
@@ -290,22 +292,28 @@ def detect_cpu() -> Cpu:
     """Ask the system what the processor is; never assumes an instruction set."""
     if sys.platform == "darwin":
         return parse_sysctl(output_of(["sysctl", "-a"], timeout_s=_TIMEOUT_S), platform.machine())
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        cpuinfo = ""
-    return parse_cpuinfo(cpuinfo, platform.machine())
+    tree = Tree()
+    told = hwcap_features(tree) if is_arm64() else frozenset[str]()
+    return parse_cpuinfo(cpuinfo_text(tree), platform.machine(), told)
 
 
-def parse_cpuinfo(text: str, architecture: str) -> Cpu:
-    """Read the text of Linux's /proc/cpuinfo."""
+def parse_cpuinfo(text: str, architecture: str, told: Collection[str] = ()) -> Cpu:
+    """Read the text of Linux's /proc/cpuinfo.
+
+    Args:
+        text: Its content.
+        architecture: As `uname -m` says it.
+        told: Features that the kernel tells otherwise; they stand for those of the text.
+    """
     fields = cpuinfo_fields(text)
 
     def values(*names: str) -> list[str]:
         return [value for name in names for value in fields.get(name, ())]
 
     features = {feature for line in values("flags", "Features", "isa") for feature in line.split()}
-    if "flags" in fields:
+    if told:
+        features = set(told)
+    elif "flags" in fields:
         # The x86 line also lists kernel mitigations; an update of the kernel must not cost a build.
         features = {feature for feature in features if _X86_CODE_FEATURES.fullmatch(feature)}
     # -mcpu=native on ARM reads which cores these are.

@@ -13,10 +13,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from qwen_edge import paths
 from qwen_edge.errors import NoFolderError
@@ -45,6 +45,8 @@ class Build:
         compiler: First line of the compiler's `--version`; None unknown.
         target: Platform with its C library, as in "linux-x86_64-glibc2.36"; None unknown.
         kernels: Functions of llama.cpp that kernels of ours replace; () none, or unknown.
+        modules: Levels of processors that it has kernels for, weakest first, with the features that each needs; empty
+            where it has one set of kernels, or nothing tells.
     """
 
     origin: Origin
@@ -57,6 +59,7 @@ class Build:
     compiler: str | None
     target: str | None
     kernels: tuple[str, ...] = ()
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +211,7 @@ def _from_facts(
     def text(name: str) -> str | None:
         return str(facts[name]) if facts.get(name) else None
 
-    features = facts.get("cpu_features")
+    features, modules = facts.get("cpu_features"), facts.get("modules")
     return Build(
         origin=origin,
         package=package,
@@ -220,6 +223,14 @@ def _from_facts(
         compiler=text("compiler"),
         target=text("target"),
         kernels=tuple((text("kernels") or "").split()),
+        modules={name: tuple(needs) for name, needs in modules.items()} if _is_modules(modules) else {},
+    )
+
+
+def _is_modules(value: Any) -> TypeGuard[dict[str, list[str]]]:
+    """Return whether a damaged or foreign record may be taken for levels with what they need."""
+    return isinstance(value, dict) and all(
+        isinstance(needs, list) and all(isinstance(name, str) for name in needs) for needs in value.values()
     )
 
 

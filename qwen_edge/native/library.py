@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from qwen_edge.device import cpu_features
 from qwen_edge.errors import NativeMissingError
-from qwen_edge.native import builds
+from qwen_edge.native import builds, cpu_modules
 
 # Source: ggml/include/ggml.h, enum ggml_log_level.
 _LEVEL_NAMES = {1: "debug", 2: "info", 3: "warning", 4: "error"}
@@ -65,12 +66,52 @@ def api() -> ModuleType:
             ) from error
         builds.use(build)
         bindings.llama_log_set(_log_callback(bindings), ctypes.c_void_p(0))
+        try:
+            _load_module(bindings, build)
+        except OSError as error:
+            raise NativeMissingError(
+                f"the kernels of llama.cpp in {build.library} do not load: {error}", hint=_reload_hint(build)
+            ) from error
         bindings.llama_backend_init()
         return bindings
 
 
+def _load_module(bindings: ModuleType, build: builds.Build) -> None:
+    """Load the kernels where they are apart, before llama.cpp looks for them elsewhere.
+
+    Raises:
+        ConfigError, OSError: As cpu_modules.load_module.
+    """
+    global _level
+    _level = cpu_modules.load_module(bindings, build.library, build.modules, cpu_features())
+
+
+_level: str | None = None
+
+
+def cpu_module() -> str | None:
+    """Return the level of the kernels that were loaded; None where the library has one set of them."""
+    api()
+    return _level
+
+
+def kernel_functions(bindings: Any) -> Any:
+    """Return the library that has the functions of ggml-cpu.h.
+
+    Args:
+        bindings: What api() gave.
+    """
+    folder = library_folder()
+    if _level is None or folder is None:
+        return bindings._lib
+    return ctypes.CDLL(str(cpu_modules.module_files(folder)[_level]))
+
+
 def _import_bindings(build: builds.Build) -> ModuleType:
     """Import the ctypes bindings of a build under their own name, without the package around them.
+
+    They know the names of libraries on some systems and refuse others, Android among them (sys.platform of Python 3.13
+    there), which names them as Linux does.
 
     The package's __init__ brings its high-level API, with dependencies that are not needed here. The names are given
     back afterwards: a program that imports llama_cpp later gets its own.
@@ -88,6 +129,9 @@ def _import_bindings(build: builds.Build) -> ModuleType:
     parent.__path__ = [str(build.package)]
     sys.modules["llama_cpp"] = parent
     try:
+        if sys.platform == "android":
+            extensions: Any = importlib.import_module("llama_cpp._ctypes_extensions")
+            extensions.load_shared_library = _load_shared_library
         return importlib.import_module("llama_cpp.llama_cpp")
     finally:
         for name in _BINDINGS:
@@ -96,6 +140,10 @@ def _import_bindings(build: builds.Build) -> ModuleType:
         os.environ.pop("LLAMA_CPP_LIB_PATH", None)
         if named is not None:
             os.environ["LLAMA_CPP_LIB_PATH"] = named
+
+
+def _load_shared_library(name: str, folder: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(folder / f"lib{name}.so"))
 
 
 def _missing() -> NativeMissingError:
