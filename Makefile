@@ -9,14 +9,15 @@ ARGS ?=
 FILES ?=
 
 VENV := .venv
+ARM64_DIST := dist/arm64
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qwen-edge-setup
 
-.PHONY: help setup demo test check bench verify-real clean
+.PHONY: help setup demo test arm64 check bench verify-real clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## Create .venv, install qwen-edge, compile llama.cpp for this CPU
 	@echo "ready: $(BIN)/qwen-edge --help"
@@ -26,6 +27,10 @@ demo: $(STAMP) ## Convert, quantize, chat and measure, end to end (MODEL=path-or
 
 test: $(STAMP) ## Run the tests, one process a core (ARGS="-k session" is passed to pytest, -n 0 takes one)
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+arm64: $(STAMP) ## Compile llama.cpp for any 64-bit ARM machine with Linux: a wheel in dist/arm64
+	@$(BIN)/qwen-edge setup --for aarch64 --output $(ARM64_DIST)
+	@$(BIN)/python -m tests.arm64.instructions $(ARM64_DIST)
 
 check: $(STAMP) ## Lint, check the formatting, check the types
 	@$(BIN)/ruff check

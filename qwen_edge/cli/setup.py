@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -24,17 +25,59 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Files to compile at once. Default: one a core, as far as memory allows.",
 )
+@click.option(
+    "--for",
+    "architecture",
+    type=click.Choice(["aarch64"]),
+    help="Make a wheel for other machines instead: any 64-bit ARM processor with Linux.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --for: folder of the wheel.",
+)
+@click.option(
+    "--wheel",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Build nothing: take the library from a wheel that --for made.",
+)
 @format_option
-def command(print_plan: bool, force: bool, jobs: int | None, output_format: str) -> None:
+def command(
+    print_plan: bool,
+    force: bool,
+    jobs: int | None,
+    architecture: str | None,
+    output: Path | None,
+    wheel: Path | None,
+    output_format: str,
+) -> None:
     """Build llama.cpp for this CPU and compiler, once.
 
     It goes into the cache of qwen-edge, where every environment finds it; nothing is installed. Run again, it says
     that it is there; after an interruption it goes on where it stopped. CXX, CMAKE_ARGS, CFLAGS, CXXFLAGS and LDFLAGS
     are honoured. QWEN_EDGE_KERNELS=0 builds llama.cpp without qwen-edge's own kernels for decode.
+
+    For a board or phone without a compiler: `qwen-edge setup --for aarch64 -o DIR` compiles on another machine, with
+    kernels for each level of ARM processors, and `qwen-edge setup --wheel FILE` takes them on the device.
     """
     from qwen_edge.native import build
 
-    plan = build.plan_here()
+    if (architecture is None) != (output is None):
+        raise click.UsageError(
+            "--for and --output (-o) go together: what to build for, and where the wheel goes."
+        )
+    if wheel is not None:
+        if architecture or force or print_plan:
+            raise click.UsageError("--wheel builds nothing; leave --for, --force and --print-plan out.")
+        _install(wheel, output_format)
+        return
+    if architecture is not None:
+        from qwen_edge.native import portable
+
+        plan = portable.plan_portable(os.environ)
+    else:
+        plan = build.plan_here()
     if print_plan:
         facts = _describe(plan, jobs)
         if output_format == "json":
@@ -48,12 +91,34 @@ def command(print_plan: bool, force: bool, jobs: int | None, output_format: str)
         note(f"  {reason}")
     before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
+        if output is not None:
+            _print_wheel(portable.build_wheel(plan, output, force=force, jobs=jobs, say=note), output_format)
+            return
         made = build.ensure_build(plan, force=force, jobs=jobs, say=note)
     except KeyboardInterrupt:
         note("what is compiled is kept: qwen-edge setup goes on from there")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if output_format == "json":
+        print_json(_build_facts(made))
+    else:
+        click.echo(f"ready: {made.package.parent}")
+    _note_what_is_next(made)
+
+
+def _print_wheel(wheel: Path, output_format: str) -> None:
+    if output_format == "json":
+        print_json({"wheel": str(wheel), "size_bytes": wheel.stat().st_size})
+    else:
+        click.echo(str(wheel))
+    note(f"next: copy it to the device, and there: qwen-edge setup --wheel {wheel.name}")
+
+
+def _install(wheel: Path, output_format: str) -> None:
+    from qwen_edge.native.portable import install_wheel
+
+    made = install_wheel(wheel, say=note)
     if output_format == "json":
         print_json(_build_facts(made))
     else:

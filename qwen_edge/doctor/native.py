@@ -16,8 +16,9 @@ from qwen_edge.doctor.situation import (
     find_situation,
     run_trials,
 )
-from qwen_edge.native.build_plan import miscompiles_amx
+from qwen_edge.native.build_plan import Cpu, miscompiles_amx
 from qwen_edge.native.builds import Build
+from qwen_edge.native.cpu_modules import best_module
 from qwen_edge.native.library_file import compiler_of, has_amx_kernels, has_library
 from qwen_edge.native.selftest import AGREEMENT_BOUND, SelfTest, TypeOutcome
 
@@ -110,7 +111,7 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
     info = trials.selftest.system_info if trials.selftest else ""
     lacking = lacking_sets(info, situation.cpu.features, has_amx_kernels(build.library))
     flags = build.flags or ""
-    is_plain = "GGML_NATIVE=OFF" in flags
+    is_plain = "GGML_NATIVE=OFF" in flags and not build.modules
     if lacking:
         found = f"built without {listed(lacking)}, which this CPU has"
     elif is_plain and not info:
@@ -119,14 +120,19 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
         used = [title for title, said, has in INSTRUCTION_SETS if has in situation.cpu.features]
         known = f" ({listed(used)})" if used and info else ""
         own = f", with {len(build.kernels)} kernels of qwen-edge's own for decode" if build.kernels else ""
+        level = best_module(build.modules, situation.cpu.features)
+        made_for = (
+            f"of its {len(build.modules)} sets of kernels it uses {level}, the best for what this CPU has"
+            if level
+            else "built for what this CPU has"
+        )
         yield Check(
             group=GROUP,
             name="features",
             status="ok" if info else "note",
-            found=f"built for what this CPU has{known}{own}"
-            if info
-            else "the library does not tell what it was built for",
+            found=f"{made_for}{known}{own}" if info else "the library does not tell what it was built for",
         )
+        yield from check_arm_level(situation.cpu)
         return
     if is_plain:
         found += " (flag GGML_NATIVE=OFF)"
@@ -142,6 +148,22 @@ def check_features(situation: Situation, trials: Trials) -> Iterator[Check]:
         advice=advice,
         fix=fix,
     )
+
+
+def check_arm_level(cpu: Cpu) -> Iterator[Check]:
+    """What the level of an ARM processor means for speed.
+
+    Source: ggml_repack_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp. No speeds: those are measured.
+    """
+    if cpu.architecture not in ("aarch64", "arm64") or "i8mm" in cpu.features:
+        return
+    if "asimddp" in cpu.features:
+        found = "this CPU has no 8-bit matrix products (i8mm, Cortex-A510, A710, X2 and later): prompts are read with dot products"
+        advice = ""
+    else:
+        found = "this CPU has no dot products (dotprod, Cortex-A55, A75 and later), which the fast kernels for weights of 4 to 8 bits need"
+        advice = "take a small model and a short context: qwen-edge list; measure: qwen-edge bench FILE"
+    yield Check(group=GROUP, name="arm-level", status="note", found=found, advice=advice)
 
 
 def check_selftest(situation: Situation, trials: Trials) -> Iterator[Check]:

@@ -52,6 +52,7 @@ from qwen_edge.native.builds import (
     is_whole,
     read_record,
 )
+from qwen_edge.native.cpu_modules import list_modules
 from qwen_edge.native.own_kernels import CMAKE_FILE
 
 Say = Callable[[str], None]
@@ -90,17 +91,19 @@ def ensure_build(plan: BuildPlan, *, force: bool = False, jobs: int | None = Non
     if not force and (build := _finished(entry)):
         say(f"already built: {entry}")
         return build
-    with _writing(folder), _exclusively(folder / f"{plan.key}.lock", say):
+    with writing(folder), exclusively(folder / f"{plan.key}.lock", say):
         # Another run may have built it while this one waited.
         if not force and (build := _finished(entry) or _from_wheel(entry)):
             say(f"built before: {entry}")
             return build
-        _remove_stale(folder)
+        remove_stale(folder)
         work = work_folder(plan)
         if force:
             end_leftovers(work)
             shutil.rmtree(work, ignore_errors=True)
-        _build(plan, work, entry, jobs, say)
+        facts = compile_wheel(plan, work, entry.with_suffix(".log"), jobs, say)
+        _install(work, entry, facts)
+        say(f"built in {facts['seconds']:.0f} s: {entry}")
     made = _finished(entry)
     assert made is not None, f"Bug: {entry} is not whole"
     return made
@@ -143,18 +146,27 @@ def _from_wheel(entry: Path) -> Build | None:
     return _finished(entry)
 
 
-def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say) -> None:
+def compile_wheel(plan: BuildPlan, work: Path, log: Path, jobs: int | None, say: Say) -> dict[str, Any]:
+    """Make the wheel of a plan in `wheel/` of its work folder; what an interrupted run left there is used.
+
+    Returns:
+        What the record of the build is told: seconds and jobs.
+
+    Raises:
+        NativeError: Something is missing, or the build failed.
+        OSError: The folder cannot be written.
+    """
     end_leftovers(work)
     kept = is_resumable(work)
     if not kept:
         shutil.rmtree(work, ignore_errors=True)
     build_needs.check_disk(work.parent, folder_bytes(work) if kept else 0)
-    log = entry.with_suffix(".log")
     log.write_bytes(b"")
     env = build_environment(plan, work, jobs)
     n_jobs = int(env["CMAKE_BUILD_PARALLEL_LEVEL"])
+    minutes = build_needs.expected_minutes(n_jobs, n_modules=len(plan.modules))
     say(
-        f"building llama.cpp: about {build_needs.expected_minutes(n_jobs)} min on {n_jobs} core{'s' * (n_jobs > 1)}, "
+        f"building llama.cpp: about {minutes} min on {n_jobs} core{'s' * (n_jobs > 1)}, "
         "more on a small board; what is interrupted goes on with the next run"
     )
     if kept:
@@ -168,19 +180,20 @@ def _build(plan: BuildPlan, work: Path, entry: Path, jobs: int | None, say: Say)
         outcome = _make_wheel(plan, work, build_environment(plan, work, jobs), log, say)
     if outcome.exit_code != 0:
         raise failure(f"building {_PROJECT} {plan.version}", outcome, log, say)
-    seconds = time.monotonic() - started
-    _install(work, entry, {"seconds": round(seconds, 1), "jobs": n_jobs})
-    say(f"built in {seconds:.0f} s: {entry}")
+    return {"seconds": round(time.monotonic() - started, 1), "jobs": n_jobs}
 
 
 def _make_wheel(plan: BuildPlan, work: Path, env: dict[str, str], log: Path, say: Say) -> Outcome:
     """Run pip, which runs CMake and the compiler; the wheel is in the work folder where that worked."""
     pip = build_needs.pip_command(work)
     _fetch_source(plan, pip, env, work, log, say)
+    source = next((work / "source").iterdir())
+    if plan.modules:
+        list_modules(source, plan.modules)
     command = [
         *pip, "wheel", "-v", "--no-deps", "--no-cache-dir", "--wheel-dir", str(work / "wheel"),
         f"--config-settings=build-dir={work / 'objects'}", "--config-settings=ninja.make-fallback=false",
-        str(next((work / "source").iterdir())),
+        str(source),
     ]  # fmt: skip
     return run_logged(command, env, log, say)
 
@@ -312,7 +325,7 @@ def end_leftovers(work: Path) -> None:
     psutil.wait_procs(killed, timeout=_END_TIMEOUT_S)
 
 
-def _remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what builds of other flags or earlier versions left long ago."""
     for work in folder.glob("building-*"):
         with contextlib.suppress(OSError):
@@ -321,7 +334,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Make the folder of the builds, and say of what cannot be written how to build elsewhere.
 
     Raises:
@@ -338,7 +351,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exclusively(path: Path, say: Say) -> Iterator[None]:
+def exclusively(path: Path, say: Say) -> Iterator[None]:
     """Hold a lock that the system frees when its holder dies.
 
     Raises:

@@ -19,6 +19,8 @@ from qwen_edge.files import existing_folder
 NEEDED_DISK_BYTES = 700_000_000
 # Measured with GCC 12.2 on a Sapphire Rapids core, llama-cpp-python 0.3.36: 199 s of CPU time.
 _BUILD_CPU_S = 200
+# The same, of one level of kernels in a portable build for ARM.
+_MODULE_CPU_S = 25
 # The largest compile of llama.cpp (ggml-cpu/ops.cpp, llama-model.cpp) stays below this with GCC and clang.
 _COMPILE_MEMORY_BYTES = 1 << 30
 
@@ -75,9 +77,9 @@ def parallel_jobs() -> int:
     return max(1, min(cores, psutil.virtual_memory().total // _COMPILE_MEMORY_BYTES))
 
 
-def expected_minutes(jobs: int) -> int:
+def expected_minutes(jobs: int, *, n_modules: int = 0) -> int:
     """Return about how long a build takes on a server's or laptop's cores; a small board takes several times that."""
-    return max(1, round(_BUILD_CPU_S / jobs / 60 + 0.5))
+    return max(1, round((_BUILD_CPU_S + n_modules * _MODULE_CPU_S) / jobs / 60 + 0.5))
 
 
 def pip_command(work: Path) -> list[str]:

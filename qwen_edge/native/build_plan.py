@@ -15,7 +15,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _always(_cpu: Cpu, _compiler: Compiler) -> bool:
     return True
 
 
-RULES = (
+NATIVE_RULES = (
     # Said although it is the default: SOURCE_DATE_EPOCH in the environment would turn it off (ggml/CMakeLists.txt).
     # Without it an ARM build has neither dotprod nor i8mm, and an x86 build stops at AVX2.
     Rule(
@@ -126,6 +126,32 @@ RULES = (
         cmake_args=("-DGGML_NATIVE=ON",),
         reason="-DGGML_NATIVE=ON: use every instruction set of this CPU",
     ),
+)
+
+PORTABLE_RULES = (
+    Rule(
+        applies=_always,
+        cmake_args=("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+        reason="-DGGML_CPU_ALL_VARIANTS=ON: kernels for each level of the processor, of which the best is loaded",
+    ),
+    # Boards and phones have no libgomp unless a compiler was installed; llama.cpp's own threads do the same.
+    Rule(
+        applies=_always,
+        cmake_args=("-DGGML_OPENMP=OFF",),
+        reason="-DGGML_OPENMP=OFF: nothing is needed there but the C and C++ libraries",
+    ),
+    Rule(
+        applies=_always,
+        cmake_args=(
+            "-DCMAKE_SYSTEM_NAME=Linux",
+            "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+            "-DCMAKE_INSTALL_RPATH=$ORIGIN",
+        ),
+        reason="-DCMAKE_SYSTEM_PROCESSOR=aarch64: for 64-bit ARM, wherever it is compiled",
+    ),
+)
+
+RULES = (
     Rule(
         applies=_always,
         cmake_args=("-DLLAVA_BUILD=OFF",),
@@ -174,6 +200,7 @@ class BuildPlan:
         cmake_args: Arguments of CMake, the user's last.
         compile_flags: CFLAGS, CXXFLAGS and LDFLAGS, the user's last; only those that are set.
         kernels: Digest of our own kernels, "" for a build without them.
+        modules: Levels of the processor that kernels are compiled for, see cpu_modules; empty for this CPU alone.
         reasons: One line for each decision.
     """
 
@@ -184,6 +211,7 @@ class BuildPlan:
     cmake_args: tuple[str, ...]
     compile_flags: Mapping[str, str]
     kernels: str
+    modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reasons: tuple[str, ...]
 
     @property
@@ -191,6 +219,8 @@ class BuildPlan:
         """Name of this build in the cache: 16 hex digits, the same for the same wheel."""
         facts = asdict(self)
         del facts["reasons"], facts["cpu"]["name"]
+        if not self.modules:
+            del facts["modules"]
         facts["include"] = CMAKE_INCLUDE
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -205,11 +235,22 @@ class BuildPlan:
             "cpu": self.cpu.name,
             "cpu_features": list(self.cpu.features),
             "target": self.target,
+            **(
+                {"modules": {name: list(needs) for name, needs in self.modules.items()}}
+                if self.modules
+                else {}
+            ),
         }
 
 
 def plan_build(
-    cpu: Cpu, compiler: Compiler, env: Mapping[str, str], *, version: str, target: str | None = None
+    cpu: Cpu,
+    compiler: Compiler,
+    env: Mapping[str, str],
+    *,
+    version: str,
+    target: str | None = None,
+    modules: Mapping[str, tuple[str, ...]] | None = None,
 ) -> BuildPlan:
     """Decide the flags.
 
@@ -220,13 +261,15 @@ def plan_build(
             QWEN_EDGE_KERNELS=0 leaves our own kernels out.
         version: Version of llama-cpp-python.
         target: Platform of the wheel; None for this one.
+        modules: Levels of the processor to compile kernels for, of which one is loaded; None for `cpu` alone.
 
     Raises:
         ConfigError: The user's CMAKE_ARGS would hide a flag that keeps the library from crashing, or QWEN_EDGE_KERNELS
             is neither 0 nor 1.
     """
     has_kernels = own_kernels.wants_kernels(cpu.architecture, env)
-    rules = [rule for rule in RULES if rule.applies(cpu, compiler)]
+    kind = PORTABLE_RULES if modules else NATIVE_RULES
+    rules = [rule for rule in (*kind, *RULES) if rule.applies(cpu, compiler)]
     cxxflags = [flag for rule in rules for flag in rule.cxxflags]
     users = {name: env[name].strip() for name in HONOURED if env.get(name, "").strip()}
     users_args = shlex.split(users.get("CMAKE_ARGS", ""))
@@ -250,6 +293,7 @@ def plan_build(
         ),
         compile_flags=compile_flags,
         kernels=own_kernels.kernels_digest() if has_kernels else "",
+        modules=modules or {},
         reasons=(
             *(rule.reason for rule in rules),
             *([KERNELS_REASON] if has_kernels else []),

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from qwen_edge.errors import ConfigError
+from qwen_edge.errors import ConfigError, NativeError
 
 VARIABLE = "QWEN_EDGE_CPU_MODULE"
 
@@ -34,6 +35,39 @@ ARM_MODULES: dict[str, tuple[str, ...]] = {
 /proc/cpuinfo's features. Source: ggml/src/CMakeLists.txt of llama.cpp, ggml_add_cpu_backend_variant; armv8.6_0 is added
 here: phones and laptops whose cores have i8mm and whose system leaves SVE off are common, and would go without i8mm.
 The two levels with SME are left out: llama.cpp uses it through KleidiAI only, and GCC before 14 does not know it."""
+
+# How llama.cpp's build calls these features. Source: ggml_add_cpu_backend_variant_impl in ggml/src/ggml-cpu/CMakeLists.txt.
+_CMAKE_NAMES = {
+    "asimddp": "DOTPROD", "asimdhp": "FP16_VECTOR_ARITHMETIC", "sve": "SVE", "i8mm": "MATMUL_INT8", "sve2": "SVE2",
+}  # fmt: skip
+_LISTED = re.compile(r"(?:^ *ggml_add_cpu_backend_variant\(armv\d[^\n]*\n)+", re.MULTILINE)
+
+
+def list_modules(source: Path, modules: Mapping[str, Collection[str]]) -> None:
+    """Put levels into llama.cpp's own list of them, in a source tree that is ours alone.
+
+    Args:
+        source: Of llama-cpp-python.
+        modules: Level to what it needs.
+
+    Raises:
+        NativeError: This llama.cpp has no such list.
+        OSError: The tree cannot be read or written.
+    """
+    file = source / "vendor/llama.cpp/ggml/src/CMakeLists.txt"
+    text = file.read_text()
+    lines = "".join(
+        f"            ggml_add_cpu_backend_variant({' '.join([name, *(_CMAKE_NAMES[need] for need in needs)])})\n"
+        for name, needs in modules.items()
+    )
+    changed, n_lists = _LISTED.subn(lines, text, count=1)
+    if not n_lists:
+        raise NativeError(
+            f"{file.name} of this llama.cpp lists no levels of ARM processors",
+            hint="Build on the device itself: qwen-edge setup",
+        )
+    if changed != text:
+        file.write_text(changed)
 
 
 def module_files(folder: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from qwen_edge.device import cpu_features
+from qwen_edge.device.hwcap import is_arm64
 from qwen_edge.errors import NativeMissingError
 from qwen_edge.native import builds, cpu_modules
 
@@ -31,6 +32,9 @@ _ON_THE_WAY = re.compile(r"^(?:(?:llama|gguf)_\w+: )?(?:error loading model(?: h
 
 _BINDINGS = ("llama_cpp", "llama_cpp._ctypes_extensions", "llama_cpp.llama_cpp")
 _WITHOUT_COMPILER = 'Without a compiler: pip install "qwen-edge[onnx]" and a model exported to ONNX.'
+_ON_ANOTHER_MACHINE = (
+    "Or on a faster machine: qwen-edge setup --for aarch64 -o DIR, and here: qwen-edge setup --wheel FILE"
+)
 
 _lock = threading.Lock()
 _log_lines: collections.deque[tuple[int, str]] = collections.deque(maxlen=200)
@@ -150,9 +154,10 @@ def _missing() -> NativeMissingError:
     unfit = [f"{entry.build.package} is {entry.reason}" for entry in builds.unfit_builds()]
     if named := os.environ.get("LLAMA_CPP_LIB_PATH"):
         unfit.append(f"LLAMA_CPP_LIB_PATH={named} is a library without the Python bindings")
+    elsewhere = f"\n  {_ON_ANOTHER_MACHINE}" if is_arm64() else ""
     return NativeMissingError(
         "the llama.cpp engine is not built yet on this machine" + "".join(f"\n  {line}" for line in unfit),
-        hint=f"Build it for this CPU, once, in some minutes: qwen-edge setup\n  {_WITHOUT_COMPILER}",
+        hint=f"Build it for this CPU, once, in some minutes: qwen-edge setup{elsewhere}\n  {_WITHOUT_COMPILER}",
     )
 
 

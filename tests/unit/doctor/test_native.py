@@ -14,6 +14,7 @@ from qwen_edge.doctor.situation import CHOSEN, PLAIN, Situation, Trials, find_si
 from qwen_edge.errors import NativeError
 from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
 from qwen_edge.native.builds import Build, Origin, UnfitBuild
+from qwen_edge.native.cpu_modules import ARM_MODULES
 from qwen_edge.native.selftest import SelfTest, TypeOutcome
 from qwen_edge.native.speed_trial import Speed
 
@@ -370,3 +371,33 @@ def test_variables_that_keep_instruction_sets_out(
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert find_situation().hindering == ((variable,) if is_named else ())
+
+
+@pytest.mark.parametrize(
+    ("features", "info", "found", "level"),
+    [
+        ((), "CPU : NEON = 1 | REPACK = 1 |", "it uses armv8.0_1", "no dot products"),
+        (
+            ("asimddp", "asimdhp"),
+            "CPU : NEON = 1 | FP16_VA = 1 | DOTPROD = 1 |",
+            "it uses armv8.2_2, the best for what this CPU has (dot products (dotprod) and half precision (fp16))",
+            "no 8-bit matrix products",
+        ),
+        (
+            ("asimddp", "asimdhp", "i8mm"),
+            "CPU : FP16_VA = 1 | MATMUL_INT8 = 1 | DOTPROD = 1 |",
+            "armv8.6_0",
+            None,
+        ),
+    ],
+)
+def test_on_arm_the_kernels_in_use_are_named(
+    library: Path, features: tuple[str, ...], info: str, found: str, level: str | None
+) -> None:
+    cpu = Cpu(architecture="aarch64", name="a board", features=features)
+    portable = build_in(library, "setup", modules=ARM_MODULES, flags="-DGGML_NATIVE=OFF")
+    checks = list(native.check_features(situation(portable, cpu=cpu), tried(info)))
+    assert checks[0].status == "ok"
+    assert found in checks[0].found
+    said = [check.found for check in checks if check.name == "arm-level"]
+    assert (level is None and not said) or level in said[0]
