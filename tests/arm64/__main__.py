@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -49,8 +50,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--wheel", type=Path, required=True, help="the library for aarch64, from `make arm64`")
-    parser.add_argument("--levels", default="", help=f"of {', '.join(level.name for level in LEVELS)}; all without it")
+    parser.add_argument(
+        "--wheel", type=Path, required=True, help="the library for aarch64, from `make arm64`"
+    )
+    parser.add_argument(
+        "--levels", default="", help=f"of {', '.join(level.name for level in LEVELS)}; all without it"
+    )
     parser.add_argument(
         "--tests",
         choices=("auto", "all", "chosen", "none"),
@@ -82,29 +87,32 @@ def run_levels(levels: tuple[Level, ...], options: argparse.Namespace) -> list[L
     root.check_host()
     root.register_emulator()
     folder = options.folder or cache_root() / "arm64-root"
-    options.out.mkdir(parents=True, exist_ok=True)
     guest = Guest(
         root=root.make_root(folder, options.mirror),
         packages=root.make_packages(folder, REPOSITORY / "pyproject.toml"),
         source=root.copy_source(REPOSITORY, folder / "source"),
     )
     click.echo("the smoke test on this machine, to compare with")
-    here = options.out / "here.json"
-    command = [sys.executable, "-m", "tests.arm64.smoke", "--out", str(here)]
+    given = options.out / "given"
+    given.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(options.wheel, given)
+    command = [sys.executable, "-m", "tests.arm64.smoke", "--out", str(given / "here.json")]
     if subprocess.run(command, cwd=REPOSITORY).returncode:
         raise click.ClickException("the smoke test fails on this machine: mend that first")
     compile_python(guest, levels[0])
-    return [run_level(guest, level, options, here) for level in levels]
+    return [run_level(guest, level, options, given) for level in levels]
 
 
 def compile_python(guest: Guest, level: Level) -> None:
     """Have Python's bytecode made once, not by each of the many processes that tests start."""
     click.echo("compiling Python's sources")
     folders = {"/usr/local/lib/python3.11/dist-packages": guest.packages, "/src": guest.source}
-    guest.run(level, ["python3", "-m", "compileall", "-q", "-j", "2", *folders], timeout_s=1800, write=folders)
+    guest.run(
+        level, ["python3", "-m", "compileall", "-q", "-j", "2", *folders], timeout_s=1800, write=folders
+    )
 
 
-def run_level(guest: Guest, level: Level, options: argparse.Namespace, here: Path) -> LevelResult:
+def run_level(guest: Guest, level: Level, options: argparse.Namespace, given: Path) -> LevelResult:
     """Install the library on a level, run smoke test and tests, and tell what came of it."""
     click.echo(f"\n== {level.name} ({level.qemu_cpu})")
     out = options.out / level.name
@@ -124,11 +132,7 @@ def run_level(guest: Guest, level: Level, options: argparse.Namespace, here: Pat
                     level,
                     command,
                     timeout_s=limit_s,
-                    read={
-                        "/proc/cpuinfo": cpu_file,
-                        f"/wheel/{options.wheel.name}": options.wheel,
-                        "/wheel/here.json": here,
-                    },
+                    read={"/proc/cpuinfo": cpu_file, "/given": given},
                     write={"/out": out},
                     settings={"QWEN_EDGE_NATIVE": "/out/native"},
                     output=output if log else None,
@@ -139,8 +143,8 @@ def run_level(guest: Guest, level: Level, options: argparse.Namespace, here: Pat
             problems.append(f"{what}: not done after {limit_s / 60:.0f} min")
         return time.monotonic() - start_s
 
-    run("setup", ["python3", "-m", "qwen_edge", "setup", "--wheel", f"/wheel/{options.wheel.name}"], 900)
-    smoke = ["python3", "-m", "tests.arm64.smoke", "--out", "/out/smoke.json", "--expect", "/wheel/here.json"]
+    run("setup", ["python3", "-m", "qwen_edge", "setup", "--wheel", f"/given/{options.wheel.name}"], 900)
+    smoke = ["python3", "-m", "tests.arm64.smoke", "--out", "/out/smoke.json", "--expect", "/given/here.json"]
     smoke_s = run("smoke test", [*smoke, "--module", level.module], _SMOKE_LIMIT_S)
     paths, selection = choose_tests(level, options.tests)
     tests_s = run("tests", [*_PYTEST, *paths], _TESTS_LIMIT_S, out / "tests.txt") if paths else 0.0

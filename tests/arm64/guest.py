@@ -57,7 +57,9 @@ class Guest:
             subprocess.TimeoutExpired: It took longer.
         """
         settings = {"QEMU_CPU": level.qemu_cpu, **(settings or {})}
-        read = {"/usr/local/lib/python3.11/dist-packages": self.packages, "/src": self.source} | dict(read or {})
+        read = {"/usr/local/lib/python3.11/dist-packages": self.packages, "/src": self.source} | dict(
+            read or {}
+        )
         arguments = []
         for kind, folders in (("--read", read), ("--write", write or {})):
             for inside, outside in folders.items():

@@ -31,7 +31,13 @@ def write_report(folder: Path, results: Sequence[LevelResult], levels: Sequence[
         "levels": [result.to_dict() for result in results],
     }
     (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    lines = [f"# qwen-edge {__version__} on emulated ARM processors", "", f"The library: {wheel}", "", table(results)]
+    lines = [
+        f"# qwen-edge {__version__} on emulated ARM processors",
+        "",
+        f"The library: {wheel}",
+        "",
+        table(results),
+    ]
     lines += ["", *(f"- {level.name} (QEMU's {level.qemu_cpu}): {level.devices}" for level in levels)]
     lines += ["", *details(results)]
     report = folder / "report.md"
@@ -52,7 +58,11 @@ def table(results: Sequence[LevelResult]) -> str:
                 " ".join(features),
                 result.module,
                 result.selection,
-                *((str(counts.passed), str(counts.failed), str(counts.skipped)) if counts else ("none ran", "", "")),
+                *(
+                    (str(counts.passed), str(counts.failed), str(counts.skipped))
+                    if counts
+                    else ("none ran", "", "")
+                ),
                 f"{passed} of {len(result.smoke)}" if result.smoke else "did not end",
                 f"{(result.smoke_s + result.tests_s) / 60:.0f} min",
             )
@@ -68,7 +78,9 @@ def details(results: Sequence[LevelResult]) -> list[str]:
         found = [f"- {problem}" for problem in result.problems]
         found += [f"- step {step['name']}: {step['problem']}" for step in result.smoke if step["problem"]]
         found += [f"- failed: {name}" for name in (counts.failures if counts else ())]
-        found += [f"- {count} skipped: {reason}" for reason, count in (counts.skips if counts else {}).items()]
+        found += [
+            f"- {count} skipped: {reason}" for reason, count in (counts.skips if counts else {}).items()
+        ]
         if found:
             lines += [f"## {result.name}", "", *found, ""]
     return lines

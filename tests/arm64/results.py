@@ -67,8 +67,10 @@ class LevelResult:
     @property
     def is_right(self) -> bool:
         """Whether everything ran and nothing failed."""
-        ran = bool(self.smoke) and self.tests is not None and self.tests.passed > 0
-        return ran and not self.failed_steps and not self.problems and self.tests is not None and not self.tests.failed
+        ran = bool(self.smoke) and (
+            self.selection == "none" or (self.tests is not None and self.tests.passed > 0)
+        )
+        return ran and not (self.failed_steps or self.problems or (self.tests and self.tests.failed))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-ready."""

@@ -19,10 +19,10 @@ import click
 
 SUITE = "bookworm"
 PYTHON = "3.11"  # the suite's
-_INCLUDED = "python3,ca-certificates,locales-all"
-_MOUNT_POINTS = ("src", "out", "wheel", "usr/local/lib/python3.11/dist-packages")
+_INCLUDED = "python3,python3-venv,ca-certificates"
+_MOUNT_POINTS = ("src", "out", "given", "usr/local/lib/python3.11/dist-packages")
 # The glibc of the suite is 2.36.
-_PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)) + ("manylinux2014_aarch64",)
+_PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)), "manylinux2014_aarch64")
 # Tools of `make check`, which looks at sources and does not depend on the processor.
 _NOT_NEEDED = ("mypy", "ruff", "types-")
 
@@ -38,7 +38,9 @@ _PROGRAMS = {
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
 
-def check_host(which: Callable[[str], str | None] = shutil.which, user: Callable[[], int] = os.geteuid) -> None:
+def check_host(
+    which: Callable[[str], str | None] = shutil.which, user: Callable[[], int] = os.geteuid
+) -> None:
     """See that this machine can make and enter a root.
 
     Raises:
@@ -80,7 +82,14 @@ def make_root(folder: Path, mirror: str | None = None) -> Path:
         return root
     click.echo(f"making {root}: some minutes", err=True)
     unfinished = _unfinished(root)
-    command = ["debootstrap", "--arch=arm64", "--variant=minbase", f"--include={_INCLUDED}", SUITE, str(unfinished)]
+    command = [
+        "debootstrap",
+        "--arch=arm64",
+        "--variant=minbase",
+        f"--include={_INCLUDED}",
+        SUITE,
+        str(unfinished),
+    ]
     # A mount namespace of its own: debootstrap leaves /proc mounted when it is interrupted.
     subprocess.run(
         ["unshare", "--mount", "--fork", "--kill-child", *command, *([mirror] if mirror else [])],
@@ -111,13 +120,23 @@ def make_packages(folder: Path, pyproject: Path) -> Path:
     tags = [option for tag in _PLATFORMS for option in ("--platform", tag)]
     subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"),
+            *(
+                sys.executable,
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "install",
+                "--quiet",
+                "--no-compile",
+            ),
             *("--target", str(unfinished), "--only-binary=:all:", "--implementation", "cp"),
             *("--python-version", PYTHON, *tags, *needed),
         ],
         check=True,
         stdout=sys.stderr,
     )
+    # The source is where an editable install has it.
+    (unfinished / "qwen-edge.pth").write_text("/src\n")
     for older in folder.glob("packages-*"):
         if older != unfinished:
             shutil.rmtree(older)
@@ -150,7 +169,11 @@ def requirements(project: dict[str, object]) -> Iterator[str]:
 
 
 def copy_source(repository: Path, target: Path) -> Path:
-    """Copy the files of the working tree that git knows or would add."""
+    """Copy the files of the working tree that git knows or would add, and put the package's metadata beside them.
+
+    Raises:
+        subprocess.CalledProcessError: There is no git repository, or no metadata can be made.
+    """
     listed = subprocess.run(
         ["git", "-C", str(repository), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         check=True,
@@ -163,6 +186,8 @@ def copy_source(repository: Path, target: Path) -> Path:
         if source.is_symlink() or source.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy, follow_symlinks=False)
+    code = "from setuptools.build_meta import prepare_metadata_for_build_wheel as make; make('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=target, check=True, stdout=subprocess.DEVNULL)
     return target
 
 

@@ -41,7 +41,10 @@ def main() -> int:
         ]
     options.out.write_text(json.dumps(steps, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     failed = [step["name"] for step in steps if step["problem"]]
-    click.echo(f"{len(steps) - len(failed)} of {len(steps)} steps passed" + f": not {', '.join(failed)}" * bool(failed))
+    click.echo(
+        f"{len(steps) - len(failed)} of {len(steps)} steps passed"
+        + f": not {', '.join(failed)}" * bool(failed)
+    )
     return 1 if failed else 0
 
 
@@ -58,7 +61,9 @@ def run_step(step: Any, files: Files, expected: dict[str, Any] | None) -> dict[s
         traceback.print_exc()
         problem = f"{type(error).__name__}: {error}"
     duration_s = time.monotonic() - start_s
-    click.echo(f"{'FAIL' if problem else 'pass'}  {name}  {duration_s:.1f} s  {problem or outcome.said}".rstrip())
+    click.echo(
+        f"{'FAIL' if problem else 'pass'}  {name}  {duration_s:.1f} s  {problem or outcome.said}".rstrip()
+    )
     sys.stdout.flush()
     return {
         "name": name,

@@ -103,9 +103,7 @@ def convert_to_onnx(files: Files) -> Outcome:
 
 def quantize(files: Files) -> Outcome:
     """Sizes and types are equal; of the levels, a few may be rounded the other way."""
-    reports = {
-        name: quantize_file(files.gguf("bf16"), files.gguf(name), name, n_threads=1) for name in TYPES
-    }
+    reports = {name: quantize_file(files.gguf("bf16"), files.gguf(name), name, n_threads=1) for name in TYPES}
     return Outcome(
         answers={name: [report.size_bytes, report.type_counts] for name, report in reports.items()},
         facts={"sha256": {name: report.sha256 for name, report in reports.items()}},
@@ -159,7 +157,9 @@ def think(files: Files) -> Outcome:
         with load(path, **SETTINGS) as model:
             for thinking in ("on", 8):
                 with model.session() as session:
-                    reply = session.send("What is the capital of Ukraine?", thinking=thinking, sampling=GREEDY, max_tokens=80)  # type: ignore[arg-type]
+                    reply = session.send(
+                        "What is the capital of Ukraine?", thinking=thinking, sampling=GREEDY, max_tokens=80
+                    )  # type: ignore[arg-type]
                 assert reply.thinking
                 assert reply.text
                 answers.append([reply.thinking, reply.text])
@@ -190,7 +190,9 @@ def extract(files: Files) -> Outcome:
     answers = []
     for path in files.both_engines:
         with load(path, **SETTINGS) as model, model.session() as session:
-            person = session.extract("Max is 30 years old.", Person, thinking="off", sampling=GREEDY, max_tokens=60)
+            person = session.extract(
+                "Max is 30 years old.", Person, thinking="off", sampling=GREEDY, max_tokens=60
+            )
             answers.append(dataclasses.asdict(person))
     assert answers[0]["age"] == 30
     return Outcome(answers=answers)
@@ -244,7 +246,17 @@ def run_commands(files: Files) -> Outcome:
     """The command line in a process of its own, as a user has it."""
     sure = ("--temperature", "0", "--thinking", "off")
     said = subprocess.run(
-        [sys.executable, "-m", "qwen_edge", "run", str(files.gguf("q4_0")), QUESTIONS[0], *sure, "--threads", "1"],
+        [
+            sys.executable,
+            "-m",
+            "qwen_edge",
+            "run",
+            str(files.gguf("q4_0")),
+            QUESTIONS[0],
+            *sure,
+            "--threads",
+            "1",
+        ],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
