@@ -30,7 +30,7 @@ _AMX_COLUMNS = {"Q4_0": 32, "Q4_1": 32, "Q8_0": 32, "F16": 16}
 # Source: ggml_repack_get_optimal_repack_type in ggml/src/ggml-cpu/repack.cpp.
 _AVX2_ROWS = {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8, "MXFP4": 8}
 _AVX512_ROWS = {"Q2_K": 8}
-_ARM_ROWS = {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "Q8_0": 4, "IQ4_NL": 4, "MXFP4": 4}
+_ARM_ROWS = {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "Q8_0": 4, "IQ4_NL": 4, "MXFP4": 4, "Q1_0": 4}
 
 
 def cpu_kernels() -> Kernels:

@@ -115,10 +115,10 @@ def build_wheel(
         remove_stale(builds)
         if force:
             shutil.rmtree(work, ignore_errors=True)
-        facts = {**plan.build_facts(), **compile_wheel(plan, work, builds / f"{plan.key}.log", jobs, say)}
-        made = finish_wheel(next((work / "wheel").glob("*.whl")), folder, facts)
+        run = compile_wheel(plan, work, builds / f"{plan.key}.log", jobs, say)
+        made = finish_wheel(next((work / "wheel").glob("*.whl")), folder, plan.build_facts())
         shutil.rmtree(work, ignore_errors=True)
-    say(f"built in {facts['seconds']:.0f} s: {made}")
+    say(f"built in {run['seconds']:.0f} s: {made}")
     return made
 
 
