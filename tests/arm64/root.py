@@ -187,7 +187,7 @@ def copy_source(repository: Path, target: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy, follow_symlinks=False)
     code = "from setuptools.build_meta import prepare_metadata_for_build_wheel as make; make('.')"
-    subprocess.run([sys.executable, "-c", code], cwd=target, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], cwd=target, check=True, capture_output=True)
     return target
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 import click
 
+from qwen_edge.paths import cache_root
 from tests.arm64.smoke_steps import STEPS, Files, Outcome
 
 
@@ -35,6 +37,9 @@ def main() -> int:
     if options.expect:
         expected = {step["name"]: step["answers"] for step in json.loads(options.expect.read_text())}
     with tempfile.TemporaryDirectory() as folder:
+        # The builds of llama.cpp are those of the machine; what else is remembered begins empty.
+        os.environ.setdefault("QWEN_EDGE_NATIVE", str(cache_root() / "native"))
+        os.environ["QWEN_EDGE_CACHE"] = str(Path(folder, "cache"))
         steps = [
             run_step(step, Files(Path(folder), options.module), expected if options.expect else None)
             for step in STEPS
