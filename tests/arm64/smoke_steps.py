@@ -111,9 +111,8 @@ def quantize(files: Files) -> Outcome:
 
 
 def verify(files: Files) -> Outcome:
-    """Every file computes what its checkpoint does, within the limits of its type."""
-    paths = [files.gguf(name) for name in ("f32", *TYPES)]
-    paths += [files.onnx(weights) for weights in ("f32", "int4")]
+    """Every quantized file computes what its checkpoint does, within the limits of its type."""
+    paths = [*(files.gguf(name) for name in TYPES), files.onnx("int4")]
     reports = [verify_file(path, CHECKPOINT, n_threads=1) for path in paths]
     for report in reports:
         report.require()
