@@ -24,7 +24,7 @@ class Guest:
     Attributes:
         root: A Debian for arm64.
         packages: Python packages for it.
-        source: A copy of this repository.
+        source: A copy of this repository, made for this: tests may write beside themselves.
     """
 
     root: Path
@@ -57,11 +57,10 @@ class Guest:
             subprocess.TimeoutExpired: It took longer.
         """
         settings = {"QEMU_CPU": level.qemu_cpu, **(settings or {})}
-        read = {"/usr/local/lib/python3.11/dist-packages": self.packages, "/src": self.source} | dict(
-            read or {}
-        )
+        read = {"/usr/local/lib/python3.11/dist-packages": self.packages} | dict(read or {})
+        write = {"/src": self.source} | dict(write or {})
         arguments = []
-        for kind, folders in (("--read", read), ("--write", write or {})):
+        for kind, folders in (("--read", read), ("--write", write)):
             for inside, outside in folders.items():
                 arguments += [kind, str(outside), inside]
         for name, value in settings.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -226,6 +227,7 @@ def test_what_the_tests_need_is_asked_for_and_tools_for_sources_are_not() -> Non
     assert not any(name.startswith("qwen-edge") for name in names)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_source_is_copied_as_git_sees_it(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     (repository / "folder").mkdir(parents=True)
