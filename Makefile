@@ -7,13 +7,14 @@ PYTHON ?=
 MODEL ?=
 ARGS ?=
 FILES ?=
+LEVELS ?=
 
 VENV := .venv
 ARM64_DIST := dist/arm64
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.qwen-edge-setup
 
-.PHONY: help setup demo test arm64 check bench verify-real clean
+.PHONY: help setup demo test arm64 test-arm64 check bench verify-real clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -31,6 +32,11 @@ test: $(STAMP) ## Run the tests, one process a core (ARGS="-k session" is passed
 arm64: $(STAMP) ## Compile llama.cpp for any 64-bit ARM machine with Linux: a wheel in dist/arm64
 	@$(BIN)/qwen-edge setup --for aarch64 --output $(ARM64_DIST)
 	@$(BIN)/python -m tests.arm64.instructions $(ARM64_DIST)
+
+test-arm64: $(STAMP) ## Test the wheel of `make arm64` on emulated ARM processors, as root (LEVELS=cortex-a53,max)
+	@wheel=$$(ls -t $(ARM64_DIST)/*.whl 2>/dev/null | head -n 1); \
+	test -n "$$wheel" || { echo "no wheel in $(ARM64_DIST): make arm64" >&2; exit 2; }; \
+	$(BIN)/python -m tests.arm64 --wheel "$$wheel" $(if $(LEVELS),--levels $(LEVELS)) $(ARGS)
 
 check: $(STAMP) ## Lint, check the formatting, check the types
 	@$(BIN)/ruff check

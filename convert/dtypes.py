@@ -62,7 +62,9 @@ def decode(piece: bytes, source_dtype: str) -> npt.NDArray[np.float32]:
     """Return whole little-endian numbers of "BF16", "F16" or "F32" as float32, one dimension."""
     if source_dtype == "BF16":
         return (np.frombuffer(piece, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(piece, "<f2" if source_dtype == "F16" else "<f4").astype("<f4", copy=False)
+    # On ARM, widening a signalling NaN counts as an invalid operation, of which numpy would warn.
+    with np.errstate(invalid="ignore"):
+        return np.frombuffer(piece, "<f2" if source_dtype == "F16" else "<f4").astype("<f4", copy=False)
 
 
 def _to_bf16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from qwen_edge import paths
 
@@ -15,6 +15,10 @@ from qwen_edge import paths
 os.environ.setdefault("QWEN_EDGE_NATIVE", str(paths.cache_root() / "native"))
 
 settings.register_profile("thorough", max_examples=2000, deadline=None)
+# Instructions of another processor are translated as they come: the first call of anything is slow.
+settings.register_profile(
+    "emulated", max_examples=10, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 # A shell starts its background jobs with Ctrl-C ignored, and programs hand that on to those they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,6 +18,7 @@ from qwen_edge.cli.main import main
 from qwen_edge.config import LoadConfig
 from qwen_edge.hub.local import find_local
 from qwen_edge.memory import fits_of
+from tests.address_space import skip_without_limits
 
 Capture = pytest.CaptureFixture[str]
 
@@ -146,6 +147,7 @@ def test_names_stay_whole(width: int) -> None:
 
 def test_two_gibibytes_of_address_space() -> None:
     """The command itself runs under a limit, and counts with it."""
+    skip_without_limits()
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))

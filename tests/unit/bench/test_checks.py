@@ -6,6 +6,7 @@ import pytest
 
 from qwen_edge.bench import answer_checks as checks
 from qwen_edge.bench.code_check import extract_code, failure_of
+from tests.address_space import skip_without_limits
 
 GERMAN = "Ein Computer ist eine Maschine, die Daten verarbeitet und die man mit einem Programm steuern kann."
 FRENCH = "Un ordinateur est une machine qui traite des données et que l'on commande avec un programme."
@@ -99,6 +100,8 @@ def test_a_wrong_function_fails_with_the_assertion():
     ],
 )
 def test_code_that_dodges_the_assertions_fails(source, expected):
+    if expected == "MemoryError":
+        skip_without_limits()
     assert expected in failure_of(source, ["assert double(2) == 4"])
 
 

@@ -54,6 +54,9 @@ if (objects / "damaged").exists():
 with open(os.environ["CALLS"], "a") as calls:
     print("compiling", os.getpid(), file=calls)
 time.sleep(float(os.environ.get("PIP_SECONDS", "0")))
+gives_up = time.monotonic() + 60
+while (gate := os.environ.get("PIP_WAITS_FOR")) and not os.path.exists(gate) and time.monotonic() < gives_up:
+    time.sleep(0.02)
 if os.environ.get("PIP_FAILS"):
     sys.exit(os.environ["PIP_FAILS"])
 shutil.copy(here / "{WHEEL}", option("--wheel-dir"))
@@ -381,14 +384,17 @@ def test_a_killed_build_leaves_no_entry_and_what_it_started_is_ended(
 def test_the_second_of_two_builds_waits_and_finds_the_first(
     calls: Path, folder: Path, tmp_path: Path
 ) -> None:
-    env = {**os.environ, "PIP_SECONDS": "1"}
+    gate = tmp_path / "the first goes on"
+    env = {**os.environ, "PIP_WAITS_FOR": str(gate)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(_script(tmp_path), env=env, cwd=ROOT, text=True, **pipes) as first:
         _wait_for(calls, "compiling")
-        second = subprocess.run(
-            _script(tmp_path), env=env, cwd=ROOT, text=True, capture_output=True, timeout=20, check=True
-        )
+        with subprocess.Popen(_script(tmp_path), env=env, cwd=ROOT, text=True, **pipes) as second:
+            assert second.stderr is not None
+            has_waited = any("another run builds the same: waiting" in line for line in second.stderr)
+            gate.touch()
+            found, _ = second.communicate(timeout=20)
         ready, _ = first.communicate(timeout=20)
-    assert second.stdout == ready
-    assert "another run builds the same: waiting" in second.stderr
+    assert has_waited
+    assert (second.returncode, found) == (0, ready)
     assert _commands(calls).count("compiling") == 1
