@@ -54,6 +54,7 @@ LAYERS = (
         "memory",
         "memory_advice",
         "memory_check",
+        "memory_fit",
         "memory_kernels",
         "memory_onnx",
         "memory_plan",
