@@ -246,9 +246,7 @@ def _held_bytes(path: Path) -> int:
         name, _, value = line.partition(":")
         if name == "Rss":
             held_kib += int(value.split()[0]) if is_counted else 0
-        elif not name[
-            :1
-        ].isupper():  # the head of a region: addresses, permissions, offset, device, inode, file
+        elif not name[:1].isupper():  # the head of a region, which ends with its file
             is_counted = not line.endswith(str(path.resolve()))
     return held_kib * 1024
 

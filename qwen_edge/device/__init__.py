@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qwen_edge.device.probing import describe_machine as describe_machine
     from qwen_edge.device.probing import measure_bandwidth as measure_bandwidth
     from qwen_edge.device.probing import probe_machine as probe_machine
+    from qwen_edge.device.process import held_memory_bytes as held_memory_bytes
     from qwen_edge.device.process import peak_memory_bytes as peak_memory_bytes
     from qwen_edge.device.process import private_dirty_bytes as private_dirty_bytes
     from qwen_edge.device.process import return_freed_memory as return_freed_memory
@@ -66,6 +67,7 @@ _HOMES = {
     "describe_machine": ".probing",
     "known": ".facts",
     "measure_bandwidth": ".probing",
+    "held_memory_bytes": ".process",
     "peak_memory_bytes": ".process",
     "private_dirty_bytes": ".process",
     "probe_machine": ".probing",
@@ -98,6 +100,7 @@ __all__ = [
     "describe_machine",
     "known",
     "measure_bandwidth",
+    "held_memory_bytes",
     "peak_memory_bytes",
     "private_dirty_bytes",
     "probe_machine",

@@ -55,6 +55,7 @@ LAYERS = (
         "memory_advice",
         "memory_check",
         "memory_fit",
+        "memory_guard",
         "memory_kernels",
         "memory_onnx",
         "memory_plan",
