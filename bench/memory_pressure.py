@@ -22,17 +22,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import qwen_edge
-from qwen_edge import device, memory_guard
+from qwen_edge import device
 from qwen_edge import model as model_module
 from qwen_edge.bench.memory_cgroup import forget_cached, memory_cgroup
 from qwen_edge.bench.memory_prediction import predict
+from qwen_edge.byte_sizes import parse_bytes
 from qwen_edge.catalog import MODELS
-from qwen_edge.cli.recommend import parse_size
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.errors import InsufficientMemoryError
 from qwen_edge.memory_advice import largest_context
+from qwen_edge.memory_check import require_memory
+from qwen_edge.memory_guard import MemoryGuard
 from qwen_edge.trial_model import write_trial_model
 
 MOMENTS = (
@@ -161,25 +164,23 @@ class _Cell:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Have the moments inside load() noticed."""
-        plan, look = model_module.require_memory, memory_guard.MemoryGuard.before_weights
+        look = MemoryGuard.before_weights
 
         def planned(path: Path, config: LoadConfig) -> LoadConfig:
-            found = plan(path, config)
+            found = require_memory(path, config)
             self.at("after the plan")
             return found
 
-        def read(guard: memory_guard.MemoryGuard, progress: float) -> None:
+        def read(guard: MemoryGuard, progress: float) -> None:
             if progress >= 0.5:
                 self.at("weights half read")
             look(guard, progress)
 
-        model_module.require_memory = planned
-        memory_guard.MemoryGuard.before_weights = read  # type: ignore[method-assign]
-        try:
+        with (
+            mock.patch.object(model_module, "require_memory", planned),
+            mock.patch.object(MemoryGuard, "before_weights", read),
+        ):
             yield
-        finally:
-            model_module.require_memory = plan
-            memory_guard.MemoryGuard.before_weights = look  # type: ignore[method-assign]
 
 
 def planned_n_ctx(path: Path, limit_bytes: int) -> int:
@@ -212,7 +213,7 @@ def markdown_table(rows: Sequence[dict[str, Any]], *, name: Callable[[dict[str, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run each cell; print tables, or a line for each."""
     parser = argparse.ArgumentParser(prog="python -m qwen_edge.bench.memory_pressure", description=__doc__)
-    parser.add_argument("--limit", type=parse_size, default=parse_size("450MB"))
+    parser.add_argument("--limit", type=parse_bytes, default=parse_bytes("450MB"))
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of what is free then")
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--folder", type=Path, help="where random weights are kept")

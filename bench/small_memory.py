@@ -26,9 +26,9 @@ from qwen_edge import device
 from qwen_edge.bench.memory_cgroup import forget_cached, memory_cgroup
 from qwen_edge.bench.memory_limit import try_limit
 from qwen_edge.bench.memory_prediction import predict
+from qwen_edge.byte_sizes import parse_bytes
 from qwen_edge.catalog import find_model
 from qwen_edge.catalog_types import CatalogModel
-from qwen_edge.cli.recommend import parse_size
 from qwen_edge.config import LoadConfig
 from qwen_edge.memory_fit import best_fit, catalog_variants
 from qwen_edge.trial_model import Architecture, write_trial_model
@@ -173,7 +173,9 @@ def rows(models: Sequence[str], limits_bytes: Sequence[int], folder: Path) -> It
 def main(argv: Sequence[str] | None = None) -> int:
     """Run each cell and print it."""
     parser = argparse.ArgumentParser(prog="python -m qwen_edge.bench.small_memory", description=__doc__)
-    parser.add_argument("--limits", type=parse_size, nargs="+", default=[parse_size(each) for each in LIMITS])
+    parser.add_argument(
+        "--limits", type=parse_bytes, nargs="+", default=[parse_bytes(each) for each in LIMITS]
+    )
     parser.add_argument("--model", nargs="+", default=SHAPES, help="names of the catalog")
     parser.add_argument("--folder", type=Path, help="where random weights are kept, one file at a time")
     parser.add_argument("--format", choices=["markdown", "json"], default="markdown")

@@ -389,9 +389,11 @@ def _engine_within(path: Path, config: LoadConfig) -> Engine:
         from qwen_edge.engines.onnx import OnnxEngine
 
         return OnnxEngine(path, config)
+    guard = memory_guard(path, config)
+    if guard is not None:
+        guard.before_weights(0.0)  # first: the library takes some MB too
     from qwen_edge.engines.llama import LlamaEngine
 
-    guard = memory_guard(path, config)
     engine = LlamaEngine(path, config, watch=guard)
     if guard is not None:
         try:

@@ -15,9 +15,9 @@ from qwen_edge.cli.options import (
     flash_attention_option,
     kv_type_option,
     n_ctx_option,
+    parse_size,
 )
 from qwen_edge.cli.output import console_on, format_bytes, format_option, note, print_json
-from qwen_edge.cli.recommend import parse_size
 from qwen_edge.config import MAX_SESSIONS, KVType, LoadConfig, LoadMode, Switch
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 # A package stands for all its modules, unless a module has an entry of its own.
 LAYERS = (
     (
+        "byte_sizes",
         "errors",
         "files",
         "lazy",

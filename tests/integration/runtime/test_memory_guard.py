@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,16 @@ def others_take(monkeypatch: pytest.MonkeyPatch) -> Take:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of 380 MB: half of them can be told from noise."""
+    """Weights of 120 MB: half of them can be told from noise."""
     shape = MODELS["qwen3-0.6b"].shape
     assert shape is not None
     path = tmp_path_factory.mktemp("guard") / "m.gguf"
-    write_trial_model(path, shape, "Q4_0", n_ctx_train=40_960)
+    few_layers = replace(shape, n_layers=8, vocab_size=64_000)
+    write_trial_model(path, few_layers, "Q4_0", n_ctx_train=40_960)
     return path
 
 
-SETTINGS = {"n_ctx": 1024, "n_threads": 1, "safe_kernels": False, "prefix_cache": False}
+SETTINGS = {"n_ctx": 512, "n_batch": 256, "n_threads": 1, "safe_kernels": False, "prefix_cache": False}
 
 
 def take_at(monkeypatch: pytest.MonkeyPatch, share: float, take: Callable[[], None]) -> list[float]:
@@ -68,12 +70,12 @@ def take_at(monkeypatch: pytest.MonkeyPatch, share: float, take: Callable[[], No
 def test_weights_that_lose_their_room_while_they_are_read_are_freed(
     wide: Path, others_take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = take_at(monkeypatch, 0.5, lambda: others_take(7_800 * MB))
+    told = take_at(monkeypatch, 0.5, lambda: others_take(7_900 * MB))
     before = device.held_memory_bytes()
     with pytest.raises(InsufficientMemoryError, match="other programs took memory meanwhile"):
         load(wide, **SETTINGS)
     assert 0.5 <= told[-1] < 0.7
-    assert device.held_memory_bytes() - before < 60 * MB
+    assert device.held_memory_bytes() - before < 30 * MB
     others_take(0)
     with load(wide, **SETTINGS) as model:
         assert model.engine.info.n_params > 0
@@ -95,22 +97,22 @@ def test_a_further_session_and_a_long_prompt_are_refused_and_the_cache_stays(
     with load(wide, **(SETTINGS | {"n_ctx": 4096})) as model:
         context = model.engine.new_context()
         context.append(list(range(100)))
-        others_take(7_500 * MB)
+        others_take(7_800 * MB)
         with pytest.raises(InsufficientMemoryError, match="one more context of 4,096 tokens"):
             model.engine.new_context()
         others_take(8_000 * MB)
         context.append([1])  # one token takes nothing
         with pytest.raises(InsufficientMemoryError, match="the next part of the prompt"):
-            context.append(list(range(512)))
+            context.append(list(range(256)))
         with pytest.raises(InsufficientMemoryError, match="a copy of the KV cache"):
             context.save_state()
         assert context.n_past == 101
         others_take(0)
-        context.append(list(range(512)))
+        context.append(list(range(256)))
         others_take(8_000 * MB)
         context.rewind(0)
-        context.append(list(range(500)))  # no larger than what was evaluated, and not further behind
-        assert context.n_past == 500
+        context.append(list(range(250)))  # no larger than what was evaluated, and not further behind
+        assert context.n_past == 250
 
 
 def test_what_the_progress_raises_comes_out_and_nothing_is_left(tiny_bf16: Path) -> None:
@@ -142,6 +144,6 @@ def test_a_guard_never_refuses_what_the_plan_allowed(wide: Path, monkeypatch: py
     monkeypatch.setattr(device, "available_memory_bytes", available)
     with load(wide, config) as model:
         context = model.engine.new_context()
-        context.append([i % 1000 for i in range(512)])
-        context.append([i % 1000 for i in range(511)])
-        assert context.n_past == 1023
+        context.append(list(range(256)))
+        context.append(list(range(255)))
+        assert context.n_past == 511
