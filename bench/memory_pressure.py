@@ -1,4 +1,4 @@
-"""Another program takes memory: `python -m qwen_edge.bench.memory_pressure [--limit 450MB] [--shares 0.3 0.6 0.9 0.97]`.
+"""Another program takes memory: `python -m qwen_edge.bench.memory_pressure [--limit 350MB] [--shares 0.3 0.6 0.9 0.97]`.
 
 Two processes share a cgroup with a limit (Linux, and the rights for it: as root). One loads a model of random weights and uses
 its context to the end, the other takes a share of what is free at one moment of that: before the plan, after it, when half of
@@ -48,7 +48,7 @@ MOMENTS = (
 )
 SHARES = (0.3, 0.6, 0.9, 0.97)
 # Few layers, so that a context is filled in seconds; embedding, widths and activations are those of the whole model.
-_MODEL, _TYPE, _N_LAYERS = "qwen3-0.6b", "Q4_0", 4
+_MODEL, _TYPE, _N_LAYERS, _N_CTX = "qwen3-0.6b", "Q4_0", 4, 1024
 # Takes as many bytes as each line of its input says, and holds them until that ends.
 _TAKER = """
 import sys
@@ -136,7 +136,7 @@ class _Cell:
         self.at("before the plan")
         config = LoadConfig(
             n_ctx=n_ctx,
-            n_threads=device.usable_cores(),
+            n_threads=1,  # memory is what is tried, and other programs may be at work
             safe_kernels=False,
             prefix_cache=False,
             tuned=False,
@@ -184,11 +184,11 @@ class _Cell:
 
 
 def planned_n_ctx(path: Path, limit_bytes: int) -> int:
-    """Return the largest context up to 2,048 tokens with which a file fits in a limit; a longer one takes long to fill."""
+    """Return the largest context with which a file fits in a limit."""
     return largest_context(
         lambda config: predict(path, config),
         LoadConfig(safe_kernels=False),
-        2048,
+        _N_CTX,
         lambda need: need.held_bytes <= 0.95 * limit_bytes,
     )
 
@@ -213,7 +213,7 @@ def markdown_table(rows: Sequence[dict[str, Any]], *, name: Callable[[dict[str, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run each cell; print tables, or a line for each."""
     parser = argparse.ArgumentParser(prog="python -m qwen_edge.bench.memory_pressure", description=__doc__)
-    parser.add_argument("--limit", type=parse_bytes, default=parse_bytes("450MB"))
+    parser.add_argument("--limit", type=parse_bytes, default=parse_bytes("350MB"))
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of what is free then")
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS)
     parser.add_argument("--folder", type=Path, help="where random weights are kept")
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with memory_cgroup(), tempfile.TemporaryDirectory(dir=options.folder, prefix="pressure-") as folder:
         path = Path(folder) / "m.gguf"
-        write_trial_model(path, replace(shape, n_layers=_N_LAYERS), _TYPE, n_ctx_train=2048)
+        write_trial_model(path, replace(shape, n_layers=_N_LAYERS), _TYPE, n_ctx_train=_N_CTX)
         for n_ctx in (planned_n_ctx(path, options.limit), AUTO_N_CTX):
             for moment in options.moments:
                 for share in options.shares:

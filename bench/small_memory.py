@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen_edge import device
 from qwen_edge.bench.memory_cgroup import forget_cached, memory_cgroup
 from qwen_edge.bench.memory_limit import try_limit
 from qwen_edge.bench.memory_prediction import predict
@@ -65,7 +64,7 @@ def run_row(model: CatalogModel, limit_bytes: int, folder: Path) -> dict[str, An
     config = replace(
         fit.config,
         n_ctx=fit.largest_n_ctx,
-        n_threads=device.usable_cores(),
+        n_threads=1,  # memory is what is measured, and other programs may be at work
         safe_kernels=bool(fit.config.safe_kernels),
         prefix_cache=False,
     )
