@@ -96,7 +96,7 @@ class MemoryGuard:
         """
         self._require(
             self._need_of(config).kv_bytes,
-            f"one more context of {config.n_ctx:,} tokens",
+            f"a context of {config.n_ctx:,} tokens",
             "Close other sessions or programs, or load with a smaller n_ctx.",
         )
 

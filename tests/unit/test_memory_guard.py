@@ -109,7 +109,7 @@ def test_a_context_and_its_activations_are_wanted_after_loading(path: Path, memo
         guard.after_loading()
     # A further session takes its KV cache at once, and activations when they are wanted.
     guard.before_context(CONFIG)
-    with pytest.raises(InsufficientMemoryError, match="one more context of 8,192 tokens needs 940 MB"):
+    with pytest.raises(InsufficientMemoryError, match="a context of 8,192 tokens needs 940 MB"):
         guard.before_context(replace(CONFIG, n_ctx=8192))
 
 

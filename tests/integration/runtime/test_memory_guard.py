@@ -98,7 +98,7 @@ def test_a_further_session_and_a_long_prompt_are_refused_and_the_cache_stays(
         context = model.engine.new_context()
         context.append(list(range(100)))
         others_take(7_800 * MB)
-        with pytest.raises(InsufficientMemoryError, match="one more context of 4,096 tokens"):
+        with pytest.raises(InsufficientMemoryError, match="a context of 4,096 tokens"):
             model.engine.new_context()
         others_take(8_000 * MB)
         context.append([1])  # one token takes nothing
