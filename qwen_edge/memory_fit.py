@@ -39,8 +39,7 @@ FITTED_TYPES = tuple(name for name in COMMON_TYPES if name not in ("BF16", "F16"
 ROOMY_N_CTX = 2048
 # Below 64 rows the matrix kernels read the weights more often than they compute with them.
 _BATCHES = (256, 128, 64)
-# Of the tenth that is left free, pages may take half: the system can have them back.
-_PAGES_SHARE = 0.5
+_STEP = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +153,7 @@ def best_fit(
     """
     wanted = DEFAULT_N_CTX if config.n_ctx == AUTO_N_CTX else config.n_ctx
     asked = replace(config, n_ctx=min(wanted, n_ctx_train))
-    search = _Search(asked, limit_bytes, n_ctx_train)
+    search = _Search(asked, budget_of(limit_bytes), n_ctx_train)
     for form in _forms(asked):
         for least in (ROOMY_N_CTX, SHORTEST_N_CTX):
             for variant in variants:
@@ -195,12 +194,11 @@ def _savings(config: LoadConfig) -> Iterator[LoadConfig]:
 
 
 class _Search:
-    """Tries settings against a limit."""
+    """Tries settings against a budget."""
 
-    def __init__(self, asked: LoadConfig, limit_bytes: int, n_ctx_train: int) -> None:
+    def __init__(self, asked: LoadConfig, budget_bytes: int, n_ctx_train: int) -> None:
         self._asked = asked
-        self._budget_bytes = budget_of(limit_bytes)
-        self._pages_bytes = int(limit_bytes * (1 - HEADROOM * _PAGES_SHARE))
+        self._budget_bytes = budget_bytes
         self._n_ctx_train = n_ctx_train
 
     def settings(
@@ -216,7 +214,8 @@ class _Search:
         """
 
         def fits(need: MemoryEstimate) -> bool:
-            return self._fits(need, with_pages=with_pages)
+            pages = need.streamed_bytes if with_pages else 0
+            return need.held_bytes + pages <= self._budget_bytes
 
         savings = list(_savings(form))
         shortest = variant.estimate(replace(savings[-1], n_ctx=least))
@@ -233,10 +232,11 @@ class _Search:
         """Return what is told of settings that fit."""
         need = variant.estimate(config)
         assert need is not None, "Bug: what was tried has a need"
-        is_paged = not self._fits(need, with_pages=True)
+        is_paged = need.held_bytes + need.streamed_bytes > self._budget_bytes
 
         def fits(other: MemoryEstimate) -> bool:
-            return self._fits(other, with_pages=not is_paged)
+            pages = 0 if is_paged else other.streamed_bytes
+            return other.held_bytes + pages <= self._budget_bytes
 
         names = ("n_batch", "flash_attention", "kv_type", "n_ctx", "load_mode", "safe_kernels")
         return MemoryFit(
@@ -251,7 +251,3 @@ class _Search:
             disk_bytes_per_token=need.streamed_bytes if is_paged else 0,
             given_up=tuple(name for name in names if getattr(config, name) != getattr(self._asked, name)),
         )
-
-    def _fits(self, need: MemoryEstimate, *, with_pages: bool) -> bool:
-        pages_fit = not with_pages or need.held_bytes + need.streamed_bytes <= self._pages_bytes
-        return pages_fit and need.held_bytes <= self._budget_bytes

@@ -17,8 +17,7 @@ def test_more_memory_is_never_a_smaller_model_and_all_stay_in_memory() -> None:
             found = recommended(board)
             sizes.append(0 if found is None else found[0].n_weights)
             if found is not None:
-                assert found[1].need.held_bytes <= budget_of(board.left_bytes)
-                assert found[1].resident_bytes <= 0.95 * board.left_bytes
+                assert found[1].resident_bytes <= budget_of(board.left_bytes)
                 assert found[1].config.n_ctx >= ROOMY_N_CTX
         assert sizes == sorted(sizes)
 
