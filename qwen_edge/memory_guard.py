@@ -25,7 +25,7 @@ from qwen_edge.memory_kernels import Kernels, expected_kernels
 _TOLERANCE = 0.01
 # Weights are looked at so often while they are read; a look takes a third of a millisecond.
 _LOADING_STEP = 0.02
-# A call of fewer tokens takes a few MB at most.
+# A call of fewer tokens, or a copy of as many, takes a few MB at most.
 _FEW_TOKENS = 32
 
 
@@ -137,12 +137,13 @@ class MemoryGuard:
         Raises:
             InsufficientMemoryError: It has not.
         """
-        if n_tokens:
-            self._require(
-                self._need_of(replace(config, n_ctx=n_tokens, n_sessions=1)).kv_bytes,
-                f"a copy of the KV cache of {n_tokens:,} tokens",
-                "Close other programs, and save again.",
-            )
+        if n_tokens < _FEW_TOKENS:
+            return
+        self._require(
+            self._need_of(replace(config, n_ctx=n_tokens, n_sessions=1)).kv_bytes,
+            f"a copy of the KV cache of {n_tokens:,} tokens",
+            "Close other programs, and save again.",
+        )
 
     def _need_of(self, config: LoadConfig) -> MemoryEstimate:
         need = self._estimate(config)

@@ -132,7 +132,8 @@ def test_a_copy_of_the_cache_needs_room_too(path: Path, memory_is: SetMemory) ->
     memory_is(8 << 30)
     guard = guard_of(path)
     memory_is(100 * MB)
-    guard.before_state(CONFIG, 512)
+    for n_tokens in (0, 1, 3, 512):
+        guard.before_state(CONFIG, n_tokens)
     with pytest.raises(InsufficientMemoryError, match="a copy of the KV cache of 2,048 tokens needs 235 MB"):
         guard.before_state(CONFIG, 2048)
 
