@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import subprocess
 import sys
 import threading
@@ -50,8 +51,8 @@ _DECODED = 4
 # With flash attention buffers do not grow with the context, but for the mask, and a batch at its end takes minutes: the
 # whole batch is evaluated at its beginning, and this many tokens at its end.
 _FLASH_BATCH = 32
-# Several layers of a 4B's batch on two cores without AMX.
-_BATCH_S = 5.0
+# The first layer of any batch on one busy core without AMX: 512 tokens behind 27,000 of a 1.5B.
+_BATCH_S = 40.0
 # Source: src/llama-context.cpp, io_magic; src/llama-kv-cache.cpp, state_write_meta and state_write_data.
 _STATE_MAGIC = 0xAF143CD8
 # Source: engines/onnx_cache.py, the head of a saved state.
@@ -66,6 +67,8 @@ class CellOutcome:
         exit_code: 0 where it ran to the end or was refused; negative is the signal that ended it.
         n_ctx: Tokens of each context, which was full; 0 where it did not run.
         peak_bytes: Its peak resident size (VmHWM); 0 where it did not run.
+        held_bytes: Its resident size at the end but for the pages of a mapped model; 0 where it did not run.
+        disk_bytes: Read from the disk for one token at the end of the context; 0 where it did not run.
         refusal: Why the model was not loaded, and what would fit; "" where it was.
         stderr: The last that it said.
     """
@@ -73,27 +76,39 @@ class CellOutcome:
     exit_code: int
     n_ctx: int = 0
     peak_bytes: int = 0
+    held_bytes: int = 0
+    disk_bytes: int = 0
     refusal: str = ""
     stderr: str = ""
 
 
-def run_cell(path: Path, config: LoadConfig, *, enter: Callable[[], None] | None = None) -> CellOutcome:
+def run_cell(
+    path: Path, config: LoadConfig, *, enter: Callable[[], None] | None = None, ballast_bytes: int = 0
+) -> CellOutcome:
     """Run one process to its end.
 
     Args:
         path: A GGUF file or an exported folder.
         config: Of which SETTINGS are used.
         enter: Called in the process before its program begins, to put it under a limit.
+        ballast_bytes: Held by it beside the model: the tables of a vocabulary that random weights come without.
     """
     settings = json.dumps({name: getattr(config, name) for name in SETTINGS})
-    command = [sys.executable, "-m", "qwen_edge.bench.memory_cell", str(path), settings]
+    command = [
+        sys.executable,
+        "-m",
+        "qwen_edge.bench.memory_cell",
+        str(path),
+        settings,
+        str(ballast_bytes),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=enter)
     facts = json.loads(run.stdout) if run.returncode == 0 else {}
     return CellOutcome(exit_code=run.returncode, stderr=run.stderr.strip()[-500:], **facts)
 
 
-def fill(model: Model, path: Path) -> int:
-    """Use the contexts of a loaded model to the last batch; return how many tokens each holds.
+def fill(model: Model, path: Path) -> dict[str, int]:
+    """Use the contexts of a loaded model to the last batch; return n_ctx, held_bytes and disk_bytes of CellOutcome.
 
     Args:
         model: As load() made it.
@@ -112,26 +127,29 @@ def fill(model: Model, path: Path) -> int:
         n_filled = context.n_ctx - n_last
         if n_filled > 0:
             context.load_state(_state(path, settings, n_filled), n_filled)
-        _finish(context, n_vocab)
-        return context.n_ctx
+        disk_bytes = _finish(context, n_vocab)
+        return {"n_ctx": context.n_ctx, "held_bytes": _held_bytes(path), "disk_bytes": disk_bytes}
     for context in contexts:
         while context.n_ctx - context.n_past > n_last:
             count = min(context.n_batch, context.n_ctx - n_last - context.n_past)
             context.append([i % n_vocab for i in range(count)])
     with ThreadPoolExecutor(len(contexts)) as pool:
-        list(pool.map(lambda context: _finish(context, n_vocab), contexts))
-    return contexts[0].n_ctx
+        disk_bytes = max(pool.map(lambda context: _finish(context, n_vocab), contexts))
+    return {"n_ctx": contexts[0].n_ctx, "held_bytes": _held_bytes(path), "disk_bytes": disk_bytes}
 
 
-def _finish(context: Context, n_vocab: int) -> None:
-    """Evaluate what a context has room for, the last tokens one by one."""
+def _finish(context: Context, n_vocab: int) -> int:
+    """Evaluate what a context has room for, the last tokens one by one; return what was read from the disk for the last."""
     n_rest = context.n_ctx - context.n_past
     n_decoded = min(_DECODED, n_rest)
     if n_rest > n_decoded:
         _begin(context, [i % n_vocab for i in range(n_rest - n_decoded)])
+    read_before = _disk_bytes()
     for token in range(n_decoded):
+        read_before = _disk_bytes()
         context.append([token])
     context.logits()
+    return _disk_bytes() - read_before
 
 
 def _begin(context: Context, tokens: list[int]) -> None:
@@ -219,17 +237,42 @@ def _kv_size(header: GGUFHeader, prefix: str) -> int:
     return n_kv_heads * int(header.metadata.get(f"{prefix}attention.key_length", hidden // n_heads))
 
 
-def main(path: str, settings: str) -> int:
+def _held_bytes(path: Path) -> int:
+    """Return the resident size of this process without the pages of a mapped file. Source: proc(5), smaps."""
+    if sys.platform != "linux":
+        return 0
+    held_kib, is_counted = 0, True
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Rss":
+            held_kib += int(value.split()[0]) if is_counted else 0
+        elif not name[:1].isupper():  # the head of a region, which ends with its file
+            is_counted = not line.endswith(str(path.resolve()))
+    return held_kib * 1024
+
+
+def _disk_bytes() -> int:
+    """Return what this process has read from disks so far. Source: proc(5), /proc/pid/io, read_bytes."""
+    try:
+        found = re.search(r"^read_bytes: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def main(path: str, settings: str, ballast_bytes: str = "0") -> int:
     """Load, fill and decode in this process, which should be a fresh one, and print what became of it."""
     found: dict[str, Any]
+    ballast = bytearray(b"x") * int(ballast_bytes)
     try:
         with qwen_edge.load(
             path, LoadConfig(prefix_cache=False, tuned=False, **json.loads(settings))
         ) as model:
-            n_ctx = fill(model, Path(path))
-        found = {"n_ctx": n_ctx, "peak_bytes": device.peak_memory_bytes()}
+            facts = fill(model, Path(path))
+        found = facts | {"peak_bytes": device.peak_memory_bytes()}
     except InsufficientMemoryError as error:
         found = {"refusal": f"{error.message}. {error.hint}"}
+    del ballast
     sys.stdout.write(json.dumps(found) + "\n")
     return 0
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,85 +21,16 @@ from typing import Any
 
 from qwen_edge import device
 from qwen_edge.bench.memory_cell import run_cell
+from qwen_edge.bench.memory_cgroup import MemoryCgroup, forget_cached, memory_cgroup
 from qwen_edge.bench.memory_prediction import predict
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
-from qwen_edge.device.cgroups import cgroup_folders
-from qwen_edge.errors import UnsupportedError
+from qwen_edge.engines.onnx_folder import model_files
 
 SHARES = (0.90, 0.95, 0.97, 0.99, 1.0, 1.01, 1.03, 1.05)
 # An automatic context is tried under the need of this many tokens.
 _AUTO_BASIS = 2048
 # Takes as many bytes as it is told, says so, and holds them until its input ends.
 _TAKER = "import sys; held = bytearray(b'x') * int(sys.argv[1]); print(flush=True); sys.stdin.read()"
-
-
-class MemoryCgroup:
-    """A cgroup with a limit of memory, made below the one of this process, and removed at the end."""
-
-    def __init__(self, folder: Path, version: int) -> None:
-        """Made by memory_cgroup()."""
-        self._folder = folder
-        self._limit, self._peak = (
-            ("memory.max", "memory.peak")
-            if version == 2
-            else ("memory.limit_in_bytes", "memory.max_usage_in_bytes")
-        )
-
-    def limit(self, n_bytes: int) -> None:
-        """Set what its processes may have together."""
-        (self._folder / self._limit).write_text(str(n_bytes))
-
-    def enter(self) -> None:
-        """Put the process that calls into it; for a child, before its program begins."""
-        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
-
-    def peak_bytes(self) -> int:
-        """Return the most that its processes had; 0 where the kernel does not tell (cgroup v2 before Linux 5.19)."""
-        file = self._folder / self._peak
-        return int(file.read_text()) if file.exists() else 0
-
-
-@contextlib.contextmanager
-def memory_cgroup() -> Iterator[MemoryCgroup]:
-    """Make a cgroup that can limit memory.
-
-    Raises:
-        UnsupportedError: This system has none, or this process may not make one.
-    """
-    problem = "this system has none"
-    for version, parent in cgroup_folders(Path("/"), "memory"):
-        folder = parent / f"qwen-edge-{os.getpid()}-{time.monotonic_ns()}"
-        cgroup = MemoryCgroup(folder, version)
-        try:
-            folder.mkdir()
-            cgroup.limit(1 << 50)  # of version 2 only below a cgroup that hands this controller on
-            break
-        except OSError as error:
-            problem = str(error)
-            _remove(folder)
-    else:
-        raise UnsupportedError(
-            f"no cgroup with a limit of memory can be made here: {problem}",
-            hint="It takes Linux and the rights for it: run as root, or with systemd: "
-            "systemd-run --user --scope -p Delegate=yes python -m qwen_edge.bench.memory_limit …",
-        )
-    try:
-        yield cgroup
-    finally:
-        _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    for _ in range(50):
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                folder.rmdir()
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                time.sleep(0.1)  # the kernel is still taking leave of a process that ended
-                continue
-        return
 
 
 @contextlib.contextmanager
@@ -123,7 +51,9 @@ def _taken(n_bytes: int, cgroup: MemoryCgroup) -> Iterator[None]:
         process.communicate()
 
 
-def try_limit(path: Path, config: LoadConfig, limit_bytes: int, *, taken_bytes: int = 0) -> dict[str, Any]:
+def try_limit(
+    path: Path, config: LoadConfig, limit_bytes: int, *, taken_bytes: int = 0, ballast_bytes: int = 0
+) -> dict[str, Any]:
     """Return what became of a model under a limit.
 
     Args:
@@ -131,19 +61,22 @@ def try_limit(path: Path, config: LoadConfig, limit_bytes: int, *, taken_bytes: 
         config: How it is loaded; n_ctx may be automatic.
         limit_bytes: Of the cgroup.
         taken_bytes: Held in it by another process.
+        ballast_bytes: Held by the process itself beside the model, as in run_cell().
 
     Returns:
-        "outcome": "ran", "refused", "killed" or "failed"; "n_ctx" that was filled, "peak_bytes" of the process,
-        "cgroup_peak_bytes" of both, and what was said ("said").
+        "outcome": "ran", "refused", "killed" or "failed"; "n_ctx" that was filled, "peak_bytes", "held_bytes" and
+        "disk_bytes" of the process, "cgroup_peak_bytes" of both, "kills" by the kernel in it, and what was said ("said").
 
     Raises:
         UnsupportedError: As memory_cgroup().
     """
+    for file in model_files(path):
+        forget_cached(file)
     with memory_cgroup() as cgroup:
         cgroup.limit(limit_bytes)
         with _taken(taken_bytes, cgroup):
-            outcome = run_cell(path, config, enter=cgroup.enter)
-        peak_bytes = cgroup.peak_bytes()
+            outcome = run_cell(path, config, enter=cgroup.enter, ballast_bytes=ballast_bytes)
+        peak_bytes, kills = cgroup.peak_bytes(), cgroup.kills()
     word = "refused" if outcome.refusal else "ran"
     if outcome.exit_code != 0:
         word = "killed" if outcome.exit_code < 0 else "failed"
@@ -151,7 +84,10 @@ def try_limit(path: Path, config: LoadConfig, limit_bytes: int, *, taken_bytes: 
         "outcome": word,
         "n_ctx": outcome.n_ctx,
         "peak_bytes": outcome.peak_bytes,
+        "held_bytes": outcome.held_bytes,
+        "disk_bytes": outcome.disk_bytes,
         "cgroup_peak_bytes": peak_bytes,
+        "kills": kills,
         "said": outcome.refusal or ("" if word == "ran" else outcome.stderr),
     }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from qwen_edge.catalog_types import CatalogModel, Shape
-from qwen_edge.config import AUTO_N_CTX, LoadConfig
+from qwen_edge.config import AUTO_N_CTX, LoadConfig, LoadMode
 from qwen_edge.gguf_header import GGUFHeader
 from qwen_edge.memory_kernels import PLAIN, Kernels, expected_kernels
 from qwen_edge.memory_shapes import header_sizes
@@ -43,6 +44,7 @@ class MemoryEstimate:
         runtime_bytes: Interpreter, libraries, tables of the vocabulary.
         mapped_bytes: Pages of a mapped file that stay in use. The system drops and reads them again as it likes.
         loading_bytes: Pages of a mapped file while it is loaded: all of them.
+        streamed_bytes: Of the mapped pages, what every token reads: where they are dropped, from the disk.
     """
 
     weights_bytes: int
@@ -52,6 +54,7 @@ class MemoryEstimate:
     runtime_bytes: int
     mapped_bytes: int = 0
     loading_bytes: int = 0
+    streamed_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -142,10 +145,6 @@ def estimate_memory(
     Raises:
         As estimate_file_bytes.
     """
-    tensors = [
-        (tensor.name, tensor.type_name, tensor.row_weights, tensor.n_rows, tensor.n_bytes)
-        for tensor in plan_tensors(shape, type_name)
-    ]
     widths = _Widths(
         n_heads=shape.n_heads,
         hidden_size=shape.hidden_size,
@@ -154,13 +153,28 @@ def estimate_memory(
         ffn_size=shape.ffn_size,
         vocab_size=shape.vocab_size,
     )
+    if config.safe_kernels:
+        kernels = PLAIN
     return _estimate(
-        held_weights(tensors, estimate_file_bytes(shape, type_name), config, kernels),
+        _planned_weights(
+            shape, type_name, config.load_mode, expected_kernels(config) if kernels is None else kernels
+        ),
         widths,
         2 * shape.n_layers * shape.kv_size,
         config,
         n_tokens=shape.vocab_size,
     )
+
+
+# A context is searched for with the same weights.
+@functools.lru_cache(maxsize=64)
+def _planned_weights(shape: Shape, type_name: str, load_mode: LoadMode, kernels: Kernels) -> HeldWeights:
+    tensors = [
+        (tensor.name, tensor.type_name, tensor.row_weights, tensor.n_rows, tensor.n_bytes)
+        for tensor in plan_tensors(shape, type_name)
+    ]
+    config = LoadConfig(load_mode=load_mode)
+    return held_weights(tensors, estimate_file_bytes(shape, type_name), config, kernels)
 
 
 def fits_of(
@@ -231,6 +245,7 @@ def estimate_published(
         rearranged_bytes=0 if stays_as_it_lies else n_bytes,
         head_copy_bytes=0,
         mapped_bytes=n_bytes if is_mapped else 0,
+        streamed_bytes=n_bytes if stays_as_it_lies else 0,
     )
     return _estimate(
         weights,
@@ -302,6 +317,7 @@ def _estimate(
         runtime_bytes=_RUNTIME_BYTES + _RUNTIME_BYTES_PER_ROW * n_tokens,
         mapped_bytes=weights.mapped_bytes,
         loading_bytes=weights.file_bytes if weights.mapped_bytes else 0,
+        streamed_bytes=weights.streamed_bytes,
     )
 
 

@@ -29,8 +29,8 @@ USUAL_TYPE = "Q4_K_M"
 
 _STEP = 256
 _MOST = 3
-# Nobody asks for less to save memory.
-_SHORTEST = 512
+# A question and a short answer; nobody asks for less to save memory.
+SHORTEST_N_CTX = 512
 
 
 def largest_context(estimate: Estimate, config: LoadConfig, limit: int, fits: Fits) -> int:
@@ -90,7 +90,7 @@ def ways_out(
 
 def _smaller_settings(estimate: Estimate, config: LoadConfig, fits: Fits, *, is_gguf: bool) -> Iterator[str]:
     shorter = largest_context(estimate, config, config.n_ctx, fits)
-    if shorter >= min(_SHORTEST, config.n_ctx):
+    if shorter >= min(SHORTEST_N_CTX, config.n_ctx):
         yield f"n_ctx={shorter} (--n-ctx {shorter})"
     if not is_gguf or config.kv_type in QUANTIZED_KV_TYPES:
         return

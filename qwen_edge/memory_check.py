@@ -15,8 +15,8 @@ from qwen_edge.memory_advice import Estimate, largest_context, ways_out
 from qwen_edge.memory_kernels import Kernels, expected_kernels
 from qwen_edge.memory_onnx import estimate_onnx_memory
 
-# Left free by n_ctx="auto", as a share: other programs go on growing, and an estimate may be 5% off.
-_HEADROOM = 0.1
+# Left free by n_ctx="auto" and by `plan --memory`, as a share: other programs go on growing, and an estimate may be 5% off.
+HEADROOM = 0.1
 # Parts that round to 0.00 GB are left out of a message.
 _SHOWN_BYTES = 5_000_000
 
@@ -76,7 +76,7 @@ def automatic_context(
     limit = n_ctx_train or LoadConfig().n_ctx
     if estimate is None:
         return min(LoadConfig().n_ctx, limit)
-    budget = int(free.available_bytes * (1 - _HEADROOM))
+    budget = int(free.available_bytes * (1 - HEADROOM))
     return largest_context(estimate, config, limit, lambda found: found.wanted_bytes <= budget) or min(
         256, limit
     )

@@ -6,14 +6,15 @@ from dataclasses import dataclass, replace
 
 from qwen_edge import device
 from qwen_edge.bundle.record import bundled_model
-from qwen_edge.catalog import CatalogModel, parse_model_name
+from qwen_edge.catalog import MODELS, CatalogModel, parse_model_name
 from qwen_edge.config import AUTO_N_CTX, LoadConfig
 from qwen_edge.engines.onnx_folder import is_onnx
-from qwen_edge.errors import FormatError, ModelNotFoundError
+from qwen_edge.errors import FormatError, ModelNotFoundError, UnsupportedError
 from qwen_edge.gguf_header import read_header
 from qwen_edge.memory import MemoryEstimate, estimate_memory, estimate_published
 from qwen_edge.memory_advice import USUAL_TYPE, Estimate, largest_context, ways_out
 from qwen_edge.memory_check import automatic_context, memory_estimator, n_ctx_train
+from qwen_edge.memory_fit import MemoryFit, Variant, best_fit, catalog_variants
 from qwen_edge.memory_kernels import Kernels, expected_kernels
 from qwen_edge.quant_types import file_type, file_type_of_id
 
@@ -102,6 +103,72 @@ def plan_memory(name: str, config: LoadConfig) -> MemoryPlan:
             estimate, config, fits, weights=found.path, model=model, type_name=type_name, kernels=kernels
         ),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedFit:
+    """How one model runs in a limit of memory.
+
+    Attributes:
+        title: The model's name, or the file's.
+        reference: What load() takes for it.
+        fit: None where it does not.
+    """
+
+    title: str
+    reference: str
+    fit: MemoryFit | None
+
+
+def fit_memory(name: str | None, config: LoadConfig, limit_bytes: int) -> tuple[NamedFit, ...]:
+    """Return what of a model, or of every model of the catalog, runs in a limit: what stays in memory comes first.
+
+    Args:
+        name: A model of the catalog, with or without @TYPE, or a GGUF file; None for the catalog.
+        config: What is wanted; see memory_fit for what is given up for a fit.
+        limit_bytes: What the whole process may have.
+
+    Raises:
+        ModelNotFoundError: No such model or file, or one of which nothing is known before it is here.
+        ConfigError: Unknown type.
+        FormatError: A file is damaged, or does not tell the sizes of its model.
+        UnsupportedError: A folder exported to ONNX, which has no such settings.
+    """
+    if name is None:
+        fits = (_fit_of(row, None, config, limit_bytes) for row in MODELS.values())
+        return tuple(
+            sorted(fits, key=lambda each: (each.fit is None, bool(each.fit and each.fit.is_from_disk)))
+        )
+    found = parse_model_name(name)
+    if found.model is not None:
+        return (_fit_of(found.model, found.type_name, config, limit_bytes),)
+    if found.path is None:
+        raise ModelNotFoundError(
+            f"{name} is a repository of which nothing is known before it is here",
+            hint=f"Fetch it, then name the file: qwen-edge pull {name}",
+        )
+    if is_onnx(found.path):
+        raise UnsupportedError(
+            f"{found.path} is an ONNX model, which has no settings that save memory but --n-ctx",
+            hint=f"qwen-edge plan {found.path} tells its need and the largest context.",
+        )
+    estimate = memory_estimator(found.path, config)
+    if estimate is None:
+        raise FormatError(f"{found.path} does not tell the sizes of its model")
+    kind = file_type_of_id(read_header(found.path).metadata.get("general.file_type"))
+    variant = Variant(
+        type_name=kind.name if kind else "", file_bytes=found.path.stat().st_size, estimate=estimate
+    )
+    trained = n_ctx_train(found.path) or LoadConfig().n_ctx
+    fit = best_fit((variant,), config, limit_bytes, n_ctx_train=trained)
+    return (NamedFit(title=found.path.name, reference=str(found.path), fit=fit),)
+
+
+def _fit_of(model: CatalogModel, type_name: str | None, config: LoadConfig, limit_bytes: int) -> NamedFit:
+    variants = catalog_variants(model, type_name=type_name)
+    fit = best_fit(variants, config, limit_bytes, n_ctx_train=model.n_ctx_train)
+    reference = f"{model.name}@{fit.type_name.lower()}" if fit else model.name
+    return NamedFit(title=model.name, reference=reference, fit=fit)
 
 
 def _catalog_estimate(model: CatalogModel, asked: str | None, kernels: Kernels) -> tuple[str, Estimate]:

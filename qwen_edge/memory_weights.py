@@ -19,6 +19,7 @@ class HeldWeights:
         rearranged_bytes: Those that are held in the form that kernels want, in that form.
         head_copy_bytes: A tied head in that form, beside the embedding that it is.
         mapped_bytes: Pages of a mapped file that stay in use.
+        streamed_bytes: Of these, what every token reads; of an embedding that is no head it is a row alone.
     """
 
     file_bytes: int
@@ -26,6 +27,7 @@ class HeldWeights:
     rearranged_bytes: int
     head_copy_bytes: int
     mapped_bytes: int
+    streamed_bytes: int
 
 
 def held_weights(
@@ -47,7 +49,7 @@ def held_weights(
     elif kernels is None:
         kernels = expected_kernels(config)
     is_tied = all(name != "output.weight" for name, *_ in tensors)
-    plain = rearranged = head_copy = before = span = 0
+    plain = rearranged = head_copy = before = span = streamed = 0
     is_leading = True
     for name, type_name, row_weights, n_rows, n_bytes in tensors:
         is_embedding = name == "token_embd.weight"
@@ -59,6 +61,8 @@ def held_weights(
         if is_embedding and is_tied:
             head_copy = form or 0
         plain += n_bytes
+        is_looked_up = is_embedding and (not is_tied or form is not None)
+        streamed += 0 if is_looked_up else n_bytes
         # llama.cpp keeps the mapping from the first to the last tensor that it uses as it lies.
         span += n_bytes + (0 if is_leading else before)
         before, is_leading = 0, False
@@ -69,4 +73,5 @@ def held_weights(
         rearranged_bytes=rearranged,
         head_copy_bytes=head_copy,
         mapped_bytes=span if is_mapped else 0,
+        streamed_bytes=streamed if is_mapped else 0,
     )

@@ -21,12 +21,13 @@ from qwen_edge.bundle.applying import bundle_at, with_bundle, with_bundled_tunin
 from qwen_edge.bundle.record import Bundle
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.chat.tools import ToolLike
-from qwen_edge.config import LoadConfig, SpeculationMode
+from qwen_edge.config import AUTO_N_CTX, LoadConfig, SpeculationMode
 from qwen_edge.engines.base import Engine, ModelInfo
 from qwen_edge.engines.onnx_folder import is_onnx
 from qwen_edge.errors import ClosedError, ConfigError, InsufficientMemoryError, QwenEdgeError
 from qwen_edge.kv_fingerprint import kv_fingerprint
 from qwen_edge.memory_check import require_memory
+from qwen_edge.memory_guard import memory_guard
 from qwen_edge.overflow import OnDrop, OverflowMode, OverflowPolicy
 from qwen_edge.prefix_cache import PrefixCache, open_prefix_cache
 from qwen_edge.prefix_turn import Prewarmed
@@ -122,7 +123,8 @@ class Model:
             speculation: As in LoadConfig, for this session; None as the model was loaded.
 
         Raises:
-            NativeError: No memory for the KV cache.
+            InsufficientMemoryError: What is free has become too little for the KV cache.
+            NativeError: llama.cpp refuses to make it.
             UnsupportedError: Tools, and the template has no place for them.
             ConfigError: A tool is neither, or a function without type hints; on_overflow is none of the three; no draft
                 model was loaded, and speculation is "draft".
@@ -379,15 +381,37 @@ def _tuned_engine(
 
 
 def _engine(path: Path, config: LoadConfig) -> Engine:
-    """Load the engine that runs what stands at a path, where there is memory for it."""
-    config = require_memory(path, config)
+    """Load the engine that runs what stands at a path, where there is memory for it.
+
+    An automatic context is chosen anew, once, where other programs took memory while the weights were read.
+    """
+    try:
+        return _engine_within(path, require_memory(path, config))
+    except InsufficientMemoryError:
+        if config.n_ctx != AUTO_N_CTX:
+            raise
+    return _engine_within(path, require_memory(path, config))
+
+
+def _engine_within(path: Path, config: LoadConfig) -> Engine:
+    """Load an engine; what it takes is looked after in steps."""
     if is_onnx(path):
         from qwen_edge.engines.onnx import OnnxEngine
 
         return OnnxEngine(path, config)
+    guard = memory_guard(path, config)
+    if guard is not None:
+        guard.before_weights(0.0)  # first: the library takes some MB too
     from qwen_edge.engines.llama import LlamaEngine
 
-    return LlamaEngine(path, config)
+    engine = LlamaEngine(path, config, watch=guard)
+    if guard is not None:
+        try:
+            guard.after_loading()
+        except InsufficientMemoryError:
+            engine.close()
+            raise
+    return engine
 
 
 def _draft_engine(engine: Engine, config: LoadConfig) -> Engine:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from qwen_edge import history
 from qwen_edge.chat.template import ChatTemplate
 from qwen_edge.engines.base import Engine
-from qwen_edge.errors import FormatError, TemplateError, UnsupportedError
+from qwen_edge.errors import FormatError, InsufficientMemoryError, TemplateError, UnsupportedError
 from qwen_edge.generation import Checkpoint, Meter, TokenCache
 from qwen_edge.prefix_cache import PrefixCache
 from qwen_edge.types import Message
@@ -143,7 +143,7 @@ class SessionPrefixes:
         def keep(prefill_s: float) -> None:
             try:
                 tokens, state = cache.save()
-            except UnsupportedError:
+            except (UnsupportedError, InsufficientMemoryError):
                 return
             assert tokens == prefix, "Bug: the pause is not where the prefix ends"
             store.store_later(tokens, state, prefill_s)

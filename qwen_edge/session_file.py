@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_edge.errors import FormatError, UnsupportedError
+from qwen_edge.errors import FormatError, InsufficientMemoryError, UnsupportedError
 from qwen_edge.kv_fingerprint import differences
 from qwen_edge.state_file import StateFile, read_state_file, write_state_file
 from qwen_edge.types import Message
@@ -38,7 +38,7 @@ def save_session(
     if fingerprint is not None:
         try:
             tokens, state = cache.save()
-        except UnsupportedError:
+        except (UnsupportedError, InsufficientMemoryError):
             fingerprint = None  # the conversation is worth keeping all the same
     facts = {
         "messages": [_message_to_json(message) for message in messages],

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from qwen_edge.byte_sizes import parse_bytes
 from qwen_edge.config import (
     AUTO_N_CTX,
     DEFAULT_N_CTX,
@@ -91,6 +92,14 @@ def parse_chat_template(value: str) -> str:
         raise click.BadParameter(
             f"{value!r} is neither chatml nor a file that can be read: {error}"
         ) from None
+
+
+def parse_size(value: str) -> int:
+    """Return the bytes that "1GB", "512 MB", "1.5GiB" or a number say."""
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

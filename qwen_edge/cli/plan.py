@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_edge.cli.completing import complete_model
+from qwen_edge.cli.fitting import show_fits
 from qwen_edge.cli.options import (
     flash_attention_for,
     flash_attention_option,
     kv_type_option,
     n_ctx_option,
+    parse_size,
 )
 from qwen_edge.cli.output import console_on, format_bytes, format_option, note, print_json
 from qwen_edge.config import MAX_SESSIONS, KVType, LoadConfig, LoadMode, Switch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
-@click.argument("name", shell_complete=complete_model)
+@click.argument("name", required=False, shell_complete=complete_model)
 @n_ctx_option
 @click.option(
     "--sessions",
@@ -43,22 +45,37 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether the weights are read or the file is mapped.",
 )
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=parse_size,
+    metavar="SIZE",
+    help="Tell what runs in so much, as in 512MB or 1GB, and with which settings; without NAME of every model.",
+)
 @format_option
 def command(
-    name: str,
+    name: str | None,
     n_ctx: int,
     sessions: int,
     kv_type: KVType,
     flash_attention: Switch | None,
     load_mode: LoadMode,
+    memory_bytes: int | None,
     output_format: str,
 ) -> None:
     """Tell the memory that a model will need, by part, and whether it is free.
 
     NAME is a model of the catalog, which need not be here, with or without its type (qwen3-4b@q4_0); a GGUF file; or a
     folder exported to ONNX. What is told is the peak: loaded, its contexts full. The exit code is 1 where it does not fit.
+
+    With --memory it finds what fits in that, a tenth of it left free: of each model the type of most bits. Given up for that
+    are, in this order: large batches, the F16 KV cache, a context beyond 2,048 tokens, bits, a context beyond 512 tokens,
+    weights that are read and not mapped, fast kernels; at last weights come from the disk for every token.
     """
     from qwen_edge.memory_plan import plan_memory
+
+    if name is None and memory_bytes is None:
+        raise click.UsageError("Name a model, or tell with --memory SIZE what all of them are to run in.")
 
     config = LoadConfig(
         n_ctx=n_ctx,
@@ -67,6 +84,10 @@ def command(
         flash_attention=flash_attention_for(kv_type, flash_attention),
         load_mode=load_mode,
     )
+    if memory_bytes is not None:
+        show_fits(name, config, memory_bytes, output_format)
+        return
+    assert name is not None, "Bug: that is wrong usage"
     plan = plan_memory(name, config)
     if output_format == "json":
         print_json(as_json(plan))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_edge.cli.completing import complete_model
+from qwen_edge.cli.options import parse_size
 from qwen_edge.cli.output import console_on, format_bytes, format_option, note, print_json
 
 if TYPE_CHECKING:
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qwen_edge.tune.recommending import Candidate
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that "1GB", "512 MB", "1.5GiB" or a number say."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
-    if found is None:
-        raise click.BadParameter(f"{text!r} is no size, as in 1GB, 512MB or 1.5GiB.")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 @click.command("recommend")

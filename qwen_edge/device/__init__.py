@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qwen_edge.device.probing import describe_machine as describe_machine
     from qwen_edge.device.probing import measure_bandwidth as measure_bandwidth
     from qwen_edge.device.probing import probe_machine as probe_machine
+    from qwen_edge.device.process import held_memory_bytes as held_memory_bytes
     from qwen_edge.device.process import peak_memory_bytes as peak_memory_bytes
     from qwen_edge.device.process import private_dirty_bytes as private_dirty_bytes
     from qwen_edge.device.process import return_freed_memory as return_freed_memory
@@ -72,6 +73,7 @@ _HOMES = {
     "describe_machine": ".probing",
     "known": ".facts",
     "measure_bandwidth": ".probing",
+    "held_memory_bytes": ".process",
     "peak_memory_bytes": ".process",
     "private_dirty_bytes": ".process",
     "probe_machine": ".probing",
@@ -105,6 +107,7 @@ __all__ = [
     "cpu_name",
     "default_threads",
     "describe_machine",
+    "held_memory_bytes",
     "known",
     "measure_bandwidth",
     "peak_memory_bytes",

@@ -28,6 +28,17 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def held_memory_bytes() -> int:
+    """Return what this process holds that the system cannot drop; elsewhere than on Linux its resident size."""
+    if sys.platform in ("linux", "android"):
+        found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def private_dirty_bytes() -> int | None:
     """Return the memory that only this process holds and has written; None where the system does not tell."""
     try:

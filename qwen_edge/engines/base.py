@@ -19,8 +19,27 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_edge.config import SamplingConfig
+from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.errors import UnsupportedError
+
+
+class MemoryWatch(Protocol):
+    """Asked before an engine takes memory; see memory_guard. Each method raises InsufficientMemoryError to prevent it."""
+
+    def before_weights(self, progress: float) -> None:
+        """Before the rest of the weights is read; `progress` is the share that is."""
+
+    def before_context(self, config: LoadConfig) -> None:
+        """Before a KV cache is made."""
+
+    def batch_bytes(self, config: LoadConfig, n_tokens: int, n_past: int) -> int:
+        """Return what a batch behind n_past tokens takes; 0 where that is not worth asking."""
+
+    def before_batch(self, n_bytes: int) -> None:
+        """Before batches take so much more than they did."""
+
+    def before_state(self, config: LoadConfig, n_tokens: int) -> None:
+        """Before the KV cache of n_tokens is copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

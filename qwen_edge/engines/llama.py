@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qwen_edge import device
 from qwen_edge.config import LoadConfig, SamplingConfig
 from qwen_edge.digests import FileIdentity
-from qwen_edge.engines.base import Context, Engine, ModelInfo, PoolingInfo, TokenConstraint
+from qwen_edge.engines.base import Context, Engine, MemoryWatch, ModelInfo, PoolingInfo, TokenConstraint
 from qwen_edge.engines.llama_shared import SharedCache
 from qwen_edge.errors import ConfigError, ContextOverflowError
 from qwen_edge.gguf_check import check_model_file
@@ -35,8 +35,14 @@ _POOLING_KINDS: dict[int, Literal["mean", "cls", "last", "rank"]] = {
 class LlamaContext(Context):
     """A KV cache in llama.cpp, with the sampler chain of the reply in progress."""
 
-    def __init__(self, model: NativeModel, config: LoadConfig, n_threads: int) -> None:
+    def __init__(
+        self, model: NativeModel, config: LoadConfig, n_threads: int, watch: MemoryWatch | None = None
+    ) -> None:
         self._native = NativeContext(model, config, n_threads)
+        self._config = config
+        self._watch = watch
+        self._batch_bytes = 0  # activations that batches so far have taken
+        self._largest_batch = 0, 0  # most tokens, and the last one's place
         self._sampler: NativeSampler | None = None
         self.n_ctx = self._native.n_ctx
         self.n_batch = self._native.n_batch
@@ -48,7 +54,20 @@ class LlamaContext(Context):
 
     def append(self, tokens: Sequence[int], *, wants_logits: bool = True) -> None:
         """See Context.append."""
+        if self._watch is not None and len(tokens) > 1:
+            self._ask_for_batch(self._watch, len(tokens))
         self._native.append(tokens, wants_logits=wants_logits)
+
+    def _ask_for_batch(self, watch: MemoryWatch, n_tokens: int) -> None:
+        """Ask for the activations of a batch that is larger than all before, or lies further behind."""
+        n_most, end = self._largest_batch
+        if n_tokens <= n_most and self.n_past + n_tokens <= end:
+            return
+        n_bytes = watch.batch_bytes(self._config, n_tokens, self.n_past)
+        if n_bytes > self._batch_bytes:
+            watch.before_batch(n_bytes - self._batch_bytes)
+            self._batch_bytes = n_bytes
+        self._largest_batch = max(n_tokens, n_most), max(self.n_past + n_tokens, end)
 
     @property
     def most_kept_logits(self) -> int:
@@ -97,6 +116,8 @@ class LlamaContext(Context):
 
     def save_state(self) -> NDArray[np.uint8]:
         """See Context.save_state."""
+        if self._watch is not None:
+            self._watch.before_state(self._config, self.n_past)
         return state.save_state(self._native)
 
     def load_state(self, data: Any, n_tokens: int) -> None:
@@ -113,12 +134,13 @@ class LlamaContext(Context):
 class LlamaEngine(Engine):
     """A GGUF file loaded by llama.cpp on the CPU."""
 
-    def __init__(self, path: Path, config: LoadConfig) -> None:
+    def __init__(self, path: Path, config: LoadConfig, *, watch: MemoryWatch | None = None) -> None:
         """Load a file.
 
         Args:
             path: A GGUF file.
             config: How; with safe_kernels None the native library is probed in a child process the first time.
+            watch: Asked before each step that takes memory; None takes it unasked.
 
         Raises:
             ModelNotFoundError, GGUFError: The file or an adapter is missing or cannot be loaded.
@@ -146,8 +168,13 @@ class LlamaEngine(Engine):
         self._adapters = [FileIdentity.of_parts(each.path) for each in config.adapters]
         self._n_threads = config.n_threads or device.default_threads()
         self._shared: SharedCache | None = None
+        self._watch = watch
         self._model = model = NativeModel(
-            path, load_mode=config.load_mode, safe_kernels=safe_kernels, adapters=config.adapters
+            path,
+            load_mode=config.load_mode,
+            safe_kernels=safe_kernels,
+            adapters=config.adapters,
+            on_progress=None if watch is None else watch.before_weights,
         )
         # Qwen's tokenizer composes characters first (its tokenizer.json has the normalizer NFC); llama.cpp does not.
         self._takes_nfc = model.metadata("tokenizer.ggml.pre") == "qwen2"
@@ -216,8 +243,10 @@ class LlamaEngine(Engine):
     def new_context(self) -> Context:
         """See Engine.new_context."""
         with self._model.lock:
+            if self._watch is not None and self._shared is None:
+                self._watch.before_context(self._config)
             if self._config.n_sessions == 1:
-                return LlamaContext(self._model, self._config, self._n_threads)
+                return LlamaContext(self._model, self._config, self._n_threads, self._watch)
             if self._shared is None:
                 self._shared = SharedCache(self._model, self._config, self._n_threads)
             return self._shared.new_context()

@@ -100,6 +100,7 @@ class NativeModel:
         load_mode: str = "read",
         safe_kernels: bool = False,
         adapters: Sequence[AdapterConfig] = (),
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Load a file.
 
@@ -108,6 +109,8 @@ class NativeModel:
             load_mode: "read" or "mmap", see LoadConfig.
             safe_kernels: Keep weights as they are in the file: no repacking, no AMX.
             adapters: Act in all contexts of this model.
+            on_progress: Is told the share that is read, from 0 to 1, before each tensor and at the end. What it raises ends
+                the loading; what was read by then is freed.
 
         Raises:
             ModelNotFoundError: No such file.
@@ -125,11 +128,17 @@ class NativeModel:
         params.load_mode = _LOAD_MODES[load_mode]
         params.n_gpu_layers = 0
         params.use_extra_bufts = not safe_kernels
+        stopped: list[BaseException] = []
+        if on_progress is not None:
+            params.progress_callback = _progress_callback(api, on_progress, stopped)
         library.clear_log()
         with library.interrupt_deferred(), huge_pages_for_new_memory():
             self._handle = _in_passing_thread(
                 lambda: api.llama_model_load_from_file(os.fsencode(self.path), params)
             )
+        if stopped:
+            device.return_freed_memory()
+            raise stopped[0]
         if not self._handle:
             reason = library.last_reason()
             native_adapters.check_is_no_adapter(self.path)
@@ -444,6 +453,19 @@ def _free_model(api: Any, handle: Any, adapters: list[tuple[Any, float]]) -> Non
     for adapter, _ in adapters:
         api.llama_adapter_lora_free(adapter)
     api.llama_model_free(handle)
+
+
+def _progress_callback(api: Any, tell: Callable[[float], None], stopped: list[BaseException]) -> Any:
+    """Return llama.cpp's callback for a function; what that raises goes into a list, and ends the loading."""
+
+    def callback(progress: float, _: object) -> bool:
+        try:
+            tell(progress)
+        except BaseException as error:  # it may not pass through native frames
+            stopped.append(error)
+        return not stopped
+
+    return api.llama_progress_callback(callback)
 
 
 def _in_passing_thread(function: Callable[[], Any]) -> Any:

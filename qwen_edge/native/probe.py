@@ -138,7 +138,8 @@ def _run_as_child(path: str, kernels: str) -> None:
     from qwen_edge.native.handles import NativeContext, NativeModel
     from qwen_edge.native.sampler import NativeSampler
 
-    model = NativeModel(path, safe_kernels=kernels == "safe")
+    # Mapped: of a model that fits only so, a child that reads it would be killed, which looks like a crash.
+    model = NativeModel(path, load_mode="mmap", safe_kernels=kernels == "safe")
     config = LoadConfig(n_ctx=2 * _PROBE_TOKENS, n_batch=_PROBE_TOKENS)
     context = NativeContext(model, config, device.usable_cores())
     context.append([i % model.n_vocab for i in range(_PROBE_TOKENS)])

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 # A package stands for all its modules, unless a module has an entry of its own.
 LAYERS = (
     (
+        "byte_sizes",
         "errors",
         "files",
         "lazy",
@@ -56,6 +57,8 @@ LAYERS = (
         "memory",
         "memory_advice",
         "memory_check",
+        "memory_fit",
+        "memory_guard",
         "memory_kernels",
         "memory_onnx",
         "memory_plan",

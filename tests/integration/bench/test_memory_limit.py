@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_edge.bench.memory_limit import memory_cgroup, try_limit
+from qwen_edge.bench.memory_cgroup import memory_cgroup
+from qwen_edge.bench.memory_limit import try_limit
 from qwen_edge.bench.memory_prediction import predict
 from qwen_edge.catalog import MODELS
 from qwen_edge.config import LoadConfig

@@ -90,3 +90,20 @@ def test_a_damaged_record_is_a_miss(tiny_bf16: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(child, "start_child", starts)
     load(tiny_bf16, n_ctx=256, n_threads=1).close()
     assert starts.asked == ["fast"]
+
+
+def test_a_child_maps_the_file_so_that_little_memory_is_no_crash(
+    tiny_bf16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen_edge.native import handles
+
+    modes: list[str] = []
+
+    class Watched(handles.NativeModel):
+        def __init__(self, path: Path, *, load_mode: str = "read", safe_kernels: bool = False) -> None:
+            modes.append(load_mode)
+            super().__init__(path, load_mode=load_mode, safe_kernels=safe_kernels)
+
+    monkeypatch.setattr(handles, "NativeModel", Watched)
+    probe._run_as_child(str(tiny_bf16), "fast")
+    assert modes == ["mmap"]

@@ -102,3 +102,32 @@ def test_a_type_that_is_seldom_asked_for(capsys: Capture) -> None:
 def test_a_context_that_is_no_number(capsys: Capture) -> None:
     assert main(["plan", "qwen3-0.6b", "--n-ctx", "most"]) == 2
     assert "'most' is not a valid" in capsys.readouterr().err
+
+
+def test_what_runs_in_so_much_memory(capsys: Capture) -> None:
+    found = document_of(capsys, "--memory", "1GB")
+    assert (found["memory_bytes"], found["budget_bytes"]) == (1_000_000_000, 900_000_000)
+    fits = {each["name"]: each["fit"] for each in found["models"]}
+    assert fits["qwen2.5-0.5b"]["type"] == "Q8_0"
+    assert fits["qwen2.5-0.5b"]["held_bytes"] <= 900_000_000
+    from_disk = [bool(each["fit"]["disk_bytes_per_token"]) for each in found["models"]]
+    assert from_disk == sorted(from_disk)
+    assert {True, False} == set(from_disk)
+
+
+def test_what_runs_in_so_much_memory_is_a_table_and_a_line_to_load_it_with(capsys: Capture) -> None:
+    assert main(["plan", "qwen3-0.6b", "--memory", "900MB", "--n-ctx", "2048"]) == 0
+    said = capsys.readouterr()
+    line = next(line for line in said.out.splitlines() if line.startswith("qwen3-0.6b"))
+    assert line.split()[1:4] == ["Q6_K", "2,048", "2,560"]
+    assert "KV q8_0" in line
+    assert "in 810.0 MB; a tenth of 900.0 MB is left free" in said.err
+    assert "Load it with: qwen_edge.load('qwen3-0.6b@q6_k', n_ctx=2048, flash_attention='on'" in said.err
+
+
+def test_nothing_runs_in_too_little(capsys: Capture) -> None:
+    found = document_of(capsys, "qwen3-4b@q8_0", "--memory", "100MB", code=1)
+    assert found["models"] == [{"name": "qwen3-4b", "fit": None}]
+    assert main(["plan", "qwen3-4b", "--memory", "100MB"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["qwen3-4b", "no", "-", "-", "-"]
+    assert main(["plan"]) == 2

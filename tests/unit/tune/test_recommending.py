@@ -14,7 +14,7 @@ from qwen_edge import device
 from qwen_edge.catalog import MODELS, find_model
 from qwen_edge.catalog_types import Shape
 from qwen_edge.cli.main import main
-from qwen_edge.cli.recommend import parse_size
+from qwen_edge.cli.options import parse_size
 from qwen_edge.errors import ConfigError, UnsupportedError
 from qwen_edge.native import library
 from qwen_edge.tune import recommending
