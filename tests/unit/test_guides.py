@@ -11,14 +11,13 @@ from qwen_edge.catalog import parse_model_name
 from qwen_edge.cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("android.md", "raspberry-pi.md", "embedding.md")
+GUIDES = ("android.md", "arm.md", "bundle.md", "embedding.md", "raspberry-pi.md", "small-memory.md")
 
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_links_and_files_are_there(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
-    # docs/arm.md and docs/bundle.md come with other parts of the same work.
-    links = {link for link in re.findall(r"\]\(([^)#:]+)\)", text) if link not in ("arm.md", "bundle.md")}
+    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
     assert [link for link in sorted(links) if not (ROOT / "docs" / link).exists()] == []
     named = set(re.findall(r"(?<![\w/.])(?:examples|tests)/(?!llama)[\w./-]+\w", text))
     assert [path for path in sorted(named) if "/packages/" not in path and not (ROOT / path).exists()] == []
@@ -31,6 +30,6 @@ def test_commands_and_models_exist(name: str) -> None:
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
     verbs = set(re.findall(r"(?<![-\w])qwen-edge ([a-z][a-z-]+)", "\n".join([*blocks, *spans])))
     assert verbs
-    assert verbs - set(VERBS) - {"bundle"} == set()
+    assert verbs - set(VERBS) == set()
     for model in set(re.findall(r"\bqwen[\d.]+-[\d.]+b(?:@\w+)?", text)):
         assert parse_model_name(model).model is not None
