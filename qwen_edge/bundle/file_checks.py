@@ -76,7 +76,7 @@ def _record_finding(folder: Path, error: FormatError) -> Finding:
     wanted = (_read_sums(folder) or {}).get(RECORD_NAME, "")
     path = folder / RECORD_NAME
     found = sha256_file(path) if path.is_file() and not path.is_symlink() else ""
-    return _file_finding("drift", f"{RECORD_NAME} is changed: {reason}", RECORD_NAME, wanted, found)
+    return _file_finding("drift", f"{RECORD_NAME}: {reason}", RECORD_NAME, wanted, found)
 
 
 def _check_file(path: Path, sha256: str, size_bytes: int | None) -> Finding | None:

@@ -290,7 +290,7 @@ def test_a_damaged_bundle_says_how_to_look_at_it(copied: Path, capsys: pytest.Ca
     assert main(["run", str(copied), "Hi"]) == 1
     assert "bundle.json is damaged" in capsys.readouterr().err
     assert main(["verify-bundle", str(copied)]) == 1
-    assert "bundle.json is changed" in capsys.readouterr().out
+    assert "bundle.json: it was changed" in capsys.readouterr().out
     with pytest.raises(FormatError):
         bundle_at(copied)
 
