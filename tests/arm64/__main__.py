@@ -3,7 +3,8 @@
     python -m tests.arm64 --wheel FILE [--levels cortex-a53,max] [--tests all|chosen|none] [--out DIR]
 
 The first run makes the Debian and fetches packages for it: some minutes, and 1 GB in the cache of qwen-edge. Runs as
-root, for mounts and namespaces, and leaves none of these. Inside there is no network. Writes DIR/report.md and
+root, for mounts and namespaces, and leaves none of these. Inside there is no network. Levels run beside each other, one a
+core. Writes DIR/report.md and
 DIR/report.json; exit code 1 when something failed on any level. Emulation shows what is right, not what is fast.
 """
 
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -43,7 +45,7 @@ CHOSEN = (
     "tests/unit/test_session.py",
     "tests/unit/test_typed.py",
 )
-_PYTEST = ("python3", "-m", "pytest", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-q", "--hypothesis-profile=emulated", "--junitxml=/out/tests.xml")  # fmt: skip
+_PYTEST = ("python3", "-m", "pytest", "--dist", "worksteal", "-p", "no:cacheprovider", "-q", "--hypothesis-profile=emulated", "--junitxml=/out/tests.xml")  # fmt: skip
 # Threads of numpy's that wait for each other take several times as long where cores are few and emulated.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 _SMOKE_LIMIT_S = 3600.0
@@ -111,7 +113,16 @@ def _run_in(folder: Path, levels: tuple[Level, ...], options: argparse.Namespace
     if subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **_ONE_THREAD}).returncode:
         raise click.ClickException("the smoke test fails on this machine: mend that first")
     compile_python(guest, levels[0])
-    return [run_level(guest, level, options, given) for level in levels]
+    n_cores = len(os.sched_getaffinity(0))
+    n_beside = min(n_cores, len(levels))
+    # The one with all tests takes longest, so it begins first.
+    order = sorted(levels, key=lambda level: not level.runs_all)
+    with ThreadPoolExecutor(n_beside) as pool:
+        runs = {
+            level: pool.submit(run_level, guest, level, options, given, max(1, n_cores // n_beside))
+            for level in order
+        }
+    return [runs[level].result() for level in levels]
 
 
 def compile_python(guest: Guest, level: Level) -> None:
@@ -123,9 +134,19 @@ def compile_python(guest: Guest, level: Level) -> None:
     )
 
 
-def run_level(guest: Guest, level: Level, options: argparse.Namespace, given: Path) -> LevelResult:
-    """Install the library on a level, run smoke test and tests, and tell what came of it."""
-    click.echo(f"\n== {level.name} ({level.qemu_cpu})")
+def run_level(
+    guest: Guest, level: Level, options: argparse.Namespace, given: Path, n_processes: int
+) -> LevelResult:
+    """Install the library on a level, run smoke test and tests, and tell what came of it.
+
+    Args:
+        guest: The root.
+        level: The processor.
+        options: Of the command line.
+        given: Folder with the wheel and the answers to compare with.
+        n_processes: That run tests.
+    """
+    click.echo(f"{level.name}: begins")
     out = options.out / level.name
     out.mkdir(parents=True, exist_ok=True)
     for name in ("smoke.json", "tests.xml"):
@@ -134,11 +155,10 @@ def run_level(guest: Guest, level: Level, options: argparse.Namespace, given: Pa
     features = guest.write_cpuinfo(level, cpu_file)
     problems = []
 
-    def run(what: str, command: list[str], limit_s: float, log: Path | None = None) -> float:
+    def run(what: str, command: list[str], limit_s: float, log: Path) -> float:
         start_s = time.monotonic()
-        sys.stdout.flush()
         try:
-            with (log or Path(os.devnull)).open("wb") as output:
+            with log.open("wb") as output:
                 code = guest.run(
                     level,
                     command,
@@ -146,19 +166,22 @@ def run_level(guest: Guest, level: Level, options: argparse.Namespace, given: Pa
                     read={"/proc/cpuinfo": cpu_file, "/given": given},
                     write={"/out": out},
                     settings={"QWEN_EDGE_NATIVE": "/out/native", **_ONE_THREAD},
-                    output=output if log else None,
+                    output=output,
                 ).returncode
             if code:
-                problems.append(f"{what}: exit code {code}" + f", see {log}" * bool(log))
+                problems.append(f"{what}: exit code {code}, see {log}")
         except subprocess.TimeoutExpired:
             problems.append(f"{what}: not done after {limit_s / 60:.0f} min")
         return time.monotonic() - start_s
 
-    run("setup", ["python3", "-m", "qwen_edge", "setup", "--wheel", f"/given/{options.wheel.name}"], 900)
+    setup = ["python3", "-m", "qwen_edge", "setup", "--wheel", f"/given/{options.wheel.name}"]
+    run("setup", setup, 900, out / "setup.txt")
     smoke = ["python3", "-m", "tests.arm64.smoke", "--out", "/out/smoke.json", "--expect", "/given/here.json"]
-    smoke_s = run("smoke test", [*smoke, "--module", level.module], _SMOKE_LIMIT_S)
+    smoke_s = run("smoke test", [*smoke, "--module", level.module], _SMOKE_LIMIT_S, out / "smoke.txt")
+    click.echo(f"\n{level.name}\n{(out / 'smoke.txt').read_text(errors='replace')}")
     paths, selection = choose_tests(level, options.tests)
-    tests_s = run("tests", [*_PYTEST, *paths], _TESTS_LIMIT_S, out / "tests.txt") if paths else 0.0
+    pytest = [*_PYTEST, "-n", str(n_processes)]
+    tests_s = run("tests", [*pytest, *paths], _TESTS_LIMIT_S, out / "tests.txt") if paths else 0.0
     result = LevelResult(
         name=level.name,
         qemu_cpu=level.qemu_cpu,

@@ -44,6 +44,7 @@ LEVELS = (
         part=0xD0B,
         module="armv8.2_2",
         devices="Raspberry Pi 5, phones since 2019",
+        runs_all=True,
     ),
     Level(
         name="max-no-sve",
@@ -54,11 +55,11 @@ LEVELS = (
     ),
     Level(
         name="max",
-        qemu_cpu="max",
+        # Without that the vectors have 512 bits, which no phone has and QEMU computes 27 times as slowly.
+        qemu_cpu="max,sve-default-vector-length=16",
         part=0xD0F,
         module="armv8.6_2",
-        devices="everything that QEMU has: i8mm, SVE, SVE2",
-        runs_all=True,
+        devices="everything that QEMU has: i8mm, SVE and SVE2 with vectors of 128 bits, as in phones and Neoverse N2, V2",
     ),
 )
 
