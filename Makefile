@@ -55,7 +55,7 @@ clean: ## Remove .venv and what tools left here; what setup compiled stays in ~/
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv without its activate script was interrupted while it was made (the script is written last).
-$(STAMP): pyproject.toml qwen_edge/native/build_plan.py
+$(STAMP): pyproject.toml qwen_edge/native/build_plan.py qwen_edge/native/toolchain.py
 	@python=$$(sh qwen_edge/native/preflight.sh "$(PYTHON)") || exit 1; \
 	if test -f $(BIN)/activate && $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo "using $(VENV) as it is" >&2; \

@@ -27,6 +27,7 @@ from qwen_edge.bench.cpu_record import CpuRecord
 from qwen_edge.bench.cpu_recording import N_STEPS, PROMPTS, record
 from qwen_edge.bench.tables import new_table
 from qwen_edge.config import KV_TYPES
+from qwen_edge.errors import QwenEdgeError
 
 _SCHEMA = "qwen-edge/across-cpus-comparison/1"
 _VERDICTS = ("equal", "within", "beyond")
@@ -85,9 +86,12 @@ def compare_command(
     reference: Path, records: tuple[Path, ...], exact: Path | None, output_format: str
 ) -> None:
     """Compare RECORDS with REFERENCE, whose own noise decides what is allowed."""
-    expected = CpuRecord.load(reference)
-    ideal = CpuRecord.load(exact) if exact else None
-    others = [CpuRecord.load(path) for path in records]
+    try:
+        expected = CpuRecord.load(reference)
+        ideal = CpuRecord.load(exact) if exact else None
+        others = [CpuRecord.load(path) for path in records]
+    except QwenEdgeError as error:
+        raise click.ClickException(error.message) from error
     comparisons = [each for other in others for each in compare_records(expected, other, ideal)]
     failures = [f"{made.label}: {failure}" for made in (expected, *others) for failure in made.failures]
     if output_format == "json":

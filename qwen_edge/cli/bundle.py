@@ -8,7 +8,12 @@ from shlex import quote
 import click
 
 from qwen_edge.cli.completing import complete_model
-from qwen_edge.cli.options import flash_attention_for, flash_attention_option, kv_type_option
+from qwen_edge.cli.options import (
+    flash_attention_for,
+    flash_attention_option,
+    kv_type_option,
+    load_mode_option,
+)
 from qwen_edge.cli.output import format_bytes, format_option, note, print_json
 from qwen_edge.cli.progress import byte_progress
 from qwen_edge.config import DEFAULT_N_CTX, KVType, LoadConfig, LoadMode, Switch
@@ -29,13 +34,7 @@ from qwen_edge.config import DEFAULT_N_CTX, KVType, LoadConfig, LoadMode, Switch
 )
 @kv_type_option
 @flash_attention_option
-@click.option(
-    "--load-mode",
-    type=click.Choice(["read", "mmap"]),
-    default="read",
-    show_default=True,
-    help="Whether the weights are read or the file is mapped.",
-)
+@load_mode_option
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),

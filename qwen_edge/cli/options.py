@@ -102,6 +102,15 @@ def parse_size(value: str) -> int:
         raise click.BadParameter(str(error)) from None
 
 
+load_mode_option = click.option(
+    "--load-mode",
+    type=click.Choice(["read", "mmap"]),
+    default="read",
+    show_default=True,
+    help="Whether the weights are read or the file is mapped.",
+)
+
+
 def merged_adapter_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds `--adapter DIR[:SCALE]`, PEFT folders, as the parameter `adapters`."""
     return click.option(

@@ -14,6 +14,7 @@ from qwen_edge.cli.options import (
     flash_attention_for,
     flash_attention_option,
     kv_type_option,
+    load_mode_option,
     n_ctx_option,
     parse_size,
 )
@@ -38,13 +39,7 @@ if TYPE_CHECKING:
 )
 @kv_type_option
 @flash_attention_option
-@click.option(
-    "--load-mode",
-    type=click.Choice(["read", "mmap"]),
-    default="read",
-    show_default=True,
-    help="Whether the weights are read or the file is mapped.",
-)
+@load_mode_option
 @click.option(
     "--memory",
     "memory_bytes",

@@ -14,8 +14,8 @@ from qwen_edge import device
 from qwen_edge.device.facts import on_android
 from qwen_edge.doctor.report import Check
 from qwen_edge.errors import QwenEdgeError
-from qwen_edge.native.build_plan import detect_compiler
 from qwen_edge.native.builds import chosen_build
+from qwen_edge.native.toolchain import detect_compiler
 
 GROUP = "Machine"
 PACKAGES = "Packages"

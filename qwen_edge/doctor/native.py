@@ -16,11 +16,12 @@ from qwen_edge.doctor.situation import (
     find_situation,
     run_trials,
 )
-from qwen_edge.native.build_plan import Cpu, miscompiles_amx
+from qwen_edge.native.build_plan import miscompiles_amx
 from qwen_edge.native.builds import Build
 from qwen_edge.native.cpu_modules import best_module
 from qwen_edge.native.library_file import compiler_of, has_amx_kernels, has_library
 from qwen_edge.native.selftest import AGREEMENT_BOUND, SelfTest, TypeOutcome
+from qwen_edge.native.toolchain import Cpu
 
 GROUP = "Native library"
 
@@ -243,7 +244,14 @@ def check_speed(situation: Situation, trials: Trials, *, is_explained: bool) -> 
 def check_compiler(situation: Situation) -> Iterator[Check]:
     """Whether the library could be built here, and what the compiler is known for."""
     plan = situation.plan
-    if plan is None:
+    if plan is None and situation.build is not None and situation.build.modules:
+        yield Check(
+            group=GROUP,
+            name="compiler",
+            status="ok",
+            found="nothing is compiled here: the library came in a wheel (qwen-edge setup --wheel)",
+        )
+    elif plan is None:
         yield Check(
             group=GROUP,
             name="compiler",

@@ -13,11 +13,12 @@ from pathlib import Path
 from qwen_edge import device
 from qwen_edge.errors import QwenEdgeError
 from qwen_edge.native.build import plan_here
-from qwen_edge.native.build_plan import HONOURED, BuildPlan, Cpu, detect_cpu
+from qwen_edge.native.build_plan import HONOURED, BuildPlan
 from qwen_edge.native.builds import Build, UnfitBuild, chosen_build, find_builds, unfit_builds
 from qwen_edge.native.library_file import has_library
 from qwen_edge.native.selftest import SELFTEST_SHAPE, SELFTEST_TYPES, SelfTest, run_selftest
 from qwen_edge.native.speed_trial import SPEED_SHAPE, SPEED_TYPE, Contestant, Speed, measure_speeds
+from qwen_edge.native.toolchain import Cpu, detect_cpu
 from qwen_edge.trial_model import write_trial_model
 
 # Of wall clock for all that is timed, writing the trial model included.

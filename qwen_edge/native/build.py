@@ -34,14 +34,7 @@ from qwen_edge.files import atomic_path
 from qwen_edge.native import build_needs
 from qwen_edge.native.build_log import Outcome, failure, run_logged
 from qwen_edge.native.build_needs import BUILD_ELSEWHERE
-from qwen_edge.native.build_plan import (
-    CMAKE_INCLUDE,
-    BuildPlan,
-    detect_compiler,
-    detect_cpu,
-    pinned_version,
-    plan_build,
-)
+from qwen_edge.native.build_plan import CMAKE_INCLUDE, BuildPlan, pinned_version, plan_build
 from qwen_edge.native.builds import (
     FACTS_FILE,
     PACKAGE,
@@ -54,6 +47,7 @@ from qwen_edge.native.builds import (
 )
 from qwen_edge.native.cpu_modules import list_modules
 from qwen_edge.native.own_kernels import CMAKE_FILE
+from qwen_edge.native.toolchain import detect_compiler, detect_cpu
 
 Say = Callable[[str], None]
 

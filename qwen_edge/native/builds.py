@@ -20,7 +20,8 @@ from typing import Any, Literal, TypeGuard
 
 from qwen_edge import paths
 from qwen_edge.errors import NoFolderError
-from qwen_edge.native.build_plan import detect_cpu, pinned_version, this_target
+from qwen_edge.native.build_plan import pinned_version, this_target
+from qwen_edge.native.toolchain import detect_cpu
 
 Origin = Literal["setup", "environment", "LLAMA_CPP_LIB_PATH"]
 

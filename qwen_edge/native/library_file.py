@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qwen_edge.native.build_plan import Compiler, parse_compiler
+from qwen_edge.native.toolchain import Compiler, parse_compiler
 
 # GCC and clang leave their names in the section .comment of what they compile.
 _COMPILER = re.compile(rb"(GCC: \([^)\0]{1,80}\) [\d.]+|(?:[\w ]{0,20})clang version [\d.]+)")

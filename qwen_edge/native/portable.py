@@ -25,15 +25,7 @@ from qwen_edge.errors import NativeError
 from qwen_edge.files import atomic_path
 from qwen_edge.native import build_needs
 from qwen_edge.native.build import Say, compile_wheel, exclusively, remove_stale, unpack, work_folder, writing
-from qwen_edge.native.build_plan import (
-    BuildPlan,
-    Compiler,
-    Cpu,
-    detect_compiler,
-    pinned_version,
-    plan_build,
-    this_target,
-)
+from qwen_edge.native.build_plan import BuildPlan, pinned_version, plan_build, this_target
 from qwen_edge.native.builds import (
     FACTS_FILE,
     PACKAGE,
@@ -45,6 +37,7 @@ from qwen_edge.native.builds import (
     target_fits,
 )
 from qwen_edge.native.cpu_modules import ARM_MODULES
+from qwen_edge.native.toolchain import Compiler, Cpu, detect_compiler
 
 ARCHITECTURE = "aarch64"
 """As `uname -m` calls what portable builds are for."""

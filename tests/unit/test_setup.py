@@ -10,7 +10,8 @@ import pytest
 
 from qwen_edge.cli.main import main
 from qwen_edge.native import build, builds
-from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
+from qwen_edge.native.build_plan import BuildPlan, plan_build
+from qwen_edge.native.toolchain import Compiler, Cpu
 
 
 @pytest.fixture

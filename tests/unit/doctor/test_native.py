@@ -12,11 +12,12 @@ from qwen_edge.doctor.remedies import gain_of_others, lacking_sets, remedy
 from qwen_edge.doctor.report import Check
 from qwen_edge.doctor.situation import CHOSEN, PLAIN, Situation, Trials, find_situation, title_of
 from qwen_edge.errors import NativeError
-from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
+from qwen_edge.native.build_plan import BuildPlan, plan_build
 from qwen_edge.native.builds import Build, Origin, UnfitBuild
 from qwen_edge.native.cpu_modules import ARM_MODULES
 from qwen_edge.native.selftest import SelfTest, TypeOutcome
 from qwen_edge.native.speed_trial import Speed
+from qwen_edge.native.toolchain import Compiler, Cpu
 
 CPU = Cpu(
     architecture="x86_64",
@@ -401,3 +402,15 @@ def test_on_arm_the_kernels_in_use_are_named(
     assert found in checks[0].found
     said = [check.found for check in checks if check.name == "arm-level"]
     assert (level is None and not said) or level in said[0]
+
+
+def test_a_library_from_a_wheel_needs_no_compiler(library: Path) -> None:
+    portable = build_in(library, "setup", modules=ARM_MODULES)
+    (check,) = native.check_compiler(
+        situation(portable, plan=None, obstacle="no compiler", obstacle_advice="apt")
+    )
+    assert (check.status, check.advice) == ("ok", "")
+    (check,) = native.check_compiler(
+        situation(None, plan=None, obstacle="no compiler", obstacle_advice="apt")
+    )
+    assert (check.status, check.advice) == ("note", "apt")

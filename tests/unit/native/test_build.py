@@ -21,7 +21,8 @@ import pytest
 
 from qwen_edge.errors import NativeError
 from qwen_edge.native import build, build_needs, builds, own_kernels
-from qwen_edge.native.build_plan import BuildPlan, Compiler, Cpu, plan_build
+from qwen_edge.native.build_plan import BuildPlan, plan_build
+from qwen_edge.native.toolchain import Compiler, Cpu
 
 ROOT = Path(__file__).parents[3]
 WHEEL = "llama_cpp_python-0.3.36-py3-none-any.whl"
@@ -323,7 +324,8 @@ def _script(tmp_path: Path) -> list[str]:
         import sys
         from qwen_edge.cli.main import main
         from qwen_edge.native import build, build_needs
-        from qwen_edge.native.build_plan import Compiler, Cpu, plan_build
+        from qwen_edge.native.build_plan import plan_build
+        from qwen_edge.native.toolchain import Compiler, Cpu
         build_needs.pip_command = lambda work: [sys.executable, {str(tmp_path / "pip.py")!r}]
         cpu = Cpu(architecture="x86_64", name="a CPU", features=())
         compiler = Compiler(command="c++", family="gcc", version=(14,), banner="c++ 14")

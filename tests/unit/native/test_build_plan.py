@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from qwen_edge.errors import ConfigError, NativeError
-from qwen_edge.native import build_plan, own_kernels
-from qwen_edge.native.build_plan import Cpu, plan_build
+from qwen_edge.native import build_plan, own_kernels, toolchain
+from qwen_edge.native.build_plan import plan_build
+from qwen_edge.native.toolchain import Cpu
 
 SAPPHIRE_RAPIDS = """\
 processor	: 0
@@ -61,13 +62,13 @@ DSE_OFF = "-fno-tree-dse -fno-dse"
 
 
 def _cpu(cpuinfo: str, architecture: str = "x86_64") -> Cpu:
-    return build_plan.parse_cpuinfo(cpuinfo, architecture)
+    return toolchain.parse_cpuinfo(cpuinfo, architecture)
 
 
 def _plan(
     cpuinfo: str = SAPPHIRE_RAPIDS, banner: str = GCC_12_2, env: dict[str, str] | None = None, **changes: str
 ) -> build_plan.BuildPlan:
-    compiler = build_plan.parse_compiler("c++", banner)
+    compiler = toolchain.parse_compiler("c++", banner)
     known = {"version": "0.3.36", "target": "linux-x86_64-glibc2.36", **changes}
     return plan_build(_cpu(cpuinfo), compiler, env or {}, **known)
 
@@ -86,7 +87,7 @@ def _plan(
     ],
 )
 def test_compilers_are_told_apart(banner: str, family: str, version: tuple[int, ...]) -> None:
-    compiler = build_plan.parse_compiler("c++", banner)
+    compiler = toolchain.parse_compiler("c++", banner)
     assert (compiler.family, compiler.version) == (family, version)
 
 
@@ -129,7 +130,7 @@ def test_arm_features_name_the_cores() -> None:
 
 
 def test_macos_features_are_those_that_are_there() -> None:
-    cpu = build_plan.parse_sysctl(APPLE_M2, "arm64")
+    cpu = toolchain.parse_sysctl(APPLE_M2, "arm64")
     assert cpu.name == "Apple M2"
     assert "arm.FEAT_DotProd" in cpu.features
     assert "arm.FEAT_SME" not in cpu.features
@@ -188,7 +189,7 @@ def test_own_kernels_are_for_x86_and_can_be_left_out() -> None:
     assert _plan().kernels
     assert any("QWEN_EDGE_KERNELS=0" in reason for reason in _plan().reasons)
     assert not _plan(env={"QWEN_EDGE_KERNELS": "0"}).kernels
-    compiler = build_plan.parse_compiler("c++", GCC_14)
+    compiler = toolchain.parse_compiler("c++", GCC_14)
     board = plan_build(_cpu(RASPBERRY_PI_5, "aarch64"), compiler, {}, version="0.3.36")
     assert not board.kernels
     assert not any("KERNELS" in reason for reason in board.reasons)
@@ -207,9 +208,9 @@ def test_the_version_comes_from_pyproject() -> None:
 
 def test_a_missing_compiler_is_an_error() -> None:
     with pytest.raises(NativeError, match=r"no C\+\+ compiler found"):
-        build_plan.detect_compiler({"PATH": "/nowhere"})
+        toolchain.detect_compiler({"PATH": "/nowhere"})
     with pytest.raises(NativeError, match=r"CXX is 'icpc'"):
-        build_plan.detect_compiler({"PATH": "/nowhere", "CXX": "icpc"})
+        toolchain.detect_compiler({"PATH": "/nowhere", "CXX": "icpc"})
 
 
 @pytest.mark.parametrize(
@@ -224,5 +225,5 @@ def test_the_c_compiler_belongs_to_the_cxx_compiler(
         (folder / name).write_text("#!/bin/sh\necho 'clang version 18.1.0'\n")
         (folder / name).chmod(0o755)
     env = {"PATH": str(folder), "CXX": cxx}
-    assert build_plan.detect_compiler(env).c_command == cc
-    assert build_plan.detect_compiler({**env, "CC": "gcc"}).c_command == "gcc"
+    assert toolchain.detect_compiler(env).c_command == cc
+    assert toolchain.detect_compiler({**env, "CC": "gcc"}).c_command == "gcc"
