@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_edge import Model, device, load
+from qwen_edge import device, load
 from qwen_edge.bench.local_tools import WEATHER_TOOL, run_call
 from qwen_edge.cli.main import main as command_line
 from qwen_edge.config import GREEDY
@@ -22,6 +22,7 @@ from qwen_edge.convert import OnnxPrecision, convert_checkpoint, export_onnx, ve
 from qwen_edge.native import library
 from qwen_edge.quantize import quantize_file
 from qwen_edge.types import Message
+from tests.greedy import greedy
 
 REPOSITORY = Path(__file__).parents[2]
 CHECKPOINT = REPOSITORY / "examples" / "tiny-qwen3"
@@ -128,7 +129,7 @@ def golden_tokens(files: Files) -> Outcome:
         with load(path, **SETTINGS) as model:
             # Every fifth: chats with and without thinking, and tool calls.
             for entry in golden["entries"][::5]:
-                tokens = _greedy(model, entry["prompt_tokens"], golden["max_tokens"])
+                tokens = greedy(model, entry["prompt_tokens"], golden["max_tokens"])
                 pairs = zip(tokens, entry["tokens"], entry["gaps"], strict=False)
                 gap = next((gap for one, other, gap in pairs if one != other), 0.0)
                 assert gap <= widest_gap, f"{path.name}: {tokens}, transformers: {entry['tokens']}"
@@ -296,20 +297,6 @@ STEPS: tuple[Callable[[Files], Outcome], ...] = (
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _greedy(model: Model, prompt: list[int], max_tokens: int) -> list[int]:
-    context = model.engine.new_context()
-    context.start_sampling(GREEDY)
-    context.append(prompt)
-    tokens: list[int] = []
-    while len(tokens) < max_tokens:
-        tokens.append(context.sample())
-        if model.engine.is_end(tokens[-1]):
-            break
-        context.append(tokens[-1:])
-    context.close()
-    return tokens
 
 
 def _command(*arguments: str) -> str:

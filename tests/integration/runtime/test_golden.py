@@ -9,25 +9,11 @@ from typing import Any
 import pytest
 
 from qwen_edge import Message, Model, load
-from qwen_edge.config import GREEDY
 from qwen_edge.convert import OnnxPrecision, convert_checkpoint, export_onnx
+from tests.greedy import greedy
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "greedy_tokens.json").read_text())
 CHECKPOINT = Path(__file__).parents[3] / "examples" / "tiny-qwen3"
-
-
-def greedy(model: Model, prompt: list[int], max_tokens: int) -> list[int]:
-    context = model.engine.new_context()
-    context.start_sampling(GREEDY)
-    context.append(prompt)
-    tokens: list[int] = []
-    while len(tokens) < max_tokens:
-        tokens.append(context.sample())
-        if model.engine.is_end(tokens[-1]):
-            break
-        context.append(tokens[-1:])
-    context.close()
-    return tokens
 
 
 def first_differences(model: Model) -> list[tuple[int, int, float]]:
