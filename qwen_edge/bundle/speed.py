@@ -32,13 +32,13 @@ def measure_speed(
 
     Args:
         path: A GGUF file, or an exported folder.
-        settings: With these; None for the defaults with all cores.
+        settings: With these; None for the defaults.
         workload: A turn of this; None for a chat.
 
     Raises:
         NativeError: The model does not run with these settings.
     """
-    settings = settings or Settings(n_threads=device.usable_cores())
+    settings = settings or Settings(n_threads=device.default_threads())
     workload = workload or Workload()
     n_tokens = min(LONG_PROMPT_TOKENS, workload.prompt_tokens)
     base = LoadConfig(n_ctx=max(256, workload.n_ctx), n_sessions=workload.n_sessions)
